@@ -1,0 +1,124 @@
+"""The database: one engine a process, one place that commits, jobs rung only after commit."""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from fastapi import Depends
+from sqlalchemy import BigInteger, DateTime, MetaData, Text, Uuid, event
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+from starlette.requests import HTTPConnection
+
+from app.core.config import Settings
+
+# Nothing a request does takes longer than this; a stuck query must not hold a connection for ever.
+_STATEMENT_TIMEOUT_MILLISECONDS = 15_000
+
+
+class Base(DeclarativeBase):
+    """Base of all models; constraint names are fixed so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own name and shape
+        str: Text,
+        int: BigInteger,
+        datetime: DateTime(timezone=True),
+        UUID: Uuid,
+        dict[str, Any]: JSONB,
+        list[dict[str, Any]]: JSONB,
+    }
+
+
+def _dumps(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+class Database:
+    """An engine and the transactions on it. Make it in the process and loop that use it, after any fork."""
+
+    def __init__(self, settings: Settings, *, pool_size: int | None = None) -> None:
+        size = pool_size or settings.database_pool_size
+        self.engine: AsyncEngine = create_async_engine(
+            asyncpg_url(settings.database_url),
+            pool_size=size,
+            max_overflow=size,
+            pool_timeout=10,
+            pool_pre_ping=False,
+            json_serializer=_dumps,
+            json_deserializer=orjson.loads,
+            connect_args={
+                "timeout": 10,
+                "command_timeout": 60,
+                "server_settings": {
+                    "application_name": "postroad",
+                    "statement_timeout": str(_STATEMENT_TIMEOUT_MILLISECONDS),
+                    # Small repeated statements: compiling them costs more than it saves.
+                    "jit": "off",
+                },
+            },
+        )
+        event.listen(self.engine.sync_engine, "handle_error", _discard_broken)
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """The one place that commits: a session that commits when the block ends well, rolls back when not.
+
+        What was handed to `after_commit` runs then, and only then.
+        """
+        async with self._sessions() as session:
+            async with session.begin():
+                yield session
+            for callback in session.info.get("after_commit", ()):
+                callback()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
+    """Run `callback` (quick, never raising) once the session's transaction has committed."""
+    session.info.setdefault("after_commit", []).append(callback)
+
+
+def asyncpg_url(url: str | None) -> str:
+    """DATABASE_URL in the form SQLAlchemy's asyncpg dialect wants. Raises ValueError when there is none."""
+    if not url:
+        raise ValueError("DATABASE_URL is not set and no embedded server was started")
+    return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+asyncpg://", url)
+
+
+def _discard_broken(context: Any) -> None:
+    # A restarted server breaks every pooled connection at once: drop the whole pool with the first of them.
+    if context.is_disconnect:
+        context.invalidate_pool_on_disconnect = True
+
+
+def database(connection: HTTPConnection) -> Database:
+    """FastAPI dependency: the application's database."""
+    found: Database = connection.app.state.database
+    return found
+
+
+async def _transaction(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+    async with database(connection).transaction() as session:
+        yield session
+
+
+# scope="function": committed before the answer leaves, so no 2xx can precede a failed commit.
+Transaction = Annotated[AsyncSession, Depends(_transaction, scope="function")]

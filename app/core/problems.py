@@ -1,0 +1,110 @@
+"""Every failure as one problem document: our own, validation, the framework's, the database's, the unforeseen."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from app.core.errors import Flaw, PostroadError, problem
+from app.core.idempotency import Replay
+
+_MAX_FLAWS = 50
+_CODES = {
+    400: "bad_request",
+    404: "route_not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+# SQLSTATE classes: connection trouble, resources, operator intervention (restart), cancelled by a time limit.
+_AWAY = ("08", "53", "57", "25006")
+_BAD_TEXT = ("22021", "22P05")
+
+log = structlog.get_logger(__name__)
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers on an application."""
+    app.add_exception_handler(PostroadError, _postroad_error)
+    app.add_exception_handler(Replay, _replay)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(DBAPIError, _database_error)
+    for away in (PoolTimeout, OSError, TimeoutError):
+        app.add_exception_handler(away, _unavailable)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def respond(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    flaws: Sequence[Flaw] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A problem document as a response."""
+    request_id = request.scope.get("state", {}).get("request_id")
+    body = problem(status, code, detail, request_id=request_id, flaws=flaws)
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+async def _postroad_error(request: Request, error: Any) -> Response:
+    return respond(request, error.status, error.code, error.detail, flaws=error.flaws, headers=error.headers)
+
+
+async def _replay(_: Request, replay: Any) -> Response:
+    headers = {"Idempotency-Replayed": "true"}
+    return Response(replay.body, replay.status, headers, media_type="application/json")
+
+
+async def _validation_error(request: Request, error: Any) -> Response:
+    flaws = [_flaw(item) for item in error.errors()[:_MAX_FLAWS]]
+    if any(flaw.detail == "JSON decode error" for flaw in flaws):
+        return respond(request, 422, "invalid_json", "The request body is not valid JSON.", flaws=flaws)
+    where = f"{flaws[0].pointer or 'the body'}: {flaws[0].detail}" if flaws else "it is malformed"
+    return respond(request, 422, "invalid_request", f"The request is not valid: {where}.", flaws=flaws)
+
+
+def _flaw(item: Mapping[str, Any]) -> Flaw:
+    location, *path = item["loc"]
+    # JSON Pointer escapes (RFC 6901 section 3). pydantic puts "[key]" after a mapping's key that is itself wrong.
+    steps = [str(step).replace("~", "~0").replace("/", "~1") for step in path if step != "[key]"]
+    pointer = "".join(f"/{step[:200]}" for step in steps)
+    detail = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
+    return Flaw(pointer, detail, location if location in {"body", "query", "path", "header"} else "body")
+
+
+async def _http_exception(request: Request, error: Any) -> Response:
+    code = _CODES.get(error.status_code, "http_error")
+    return respond(request, error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def _database_error(request: Request, error: Any) -> Response:
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    if state == "57014":
+        log.warning("query_too_slow", path=request.url.path)
+        return respond(request, 503, "query_too_slow", "That took too long: narrow it, for example by created_from.")
+    if error.connection_invalidated or isinstance(error, InterfaceError | OperationalError) or state.startswith(_AWAY):
+        return await _unavailable(request, error)
+    if state in _BAD_TEXT:
+        return respond(request, 422, "invalid_text", "The request contains characters that cannot be stored.")
+    return await _unforeseen(request, error)
+
+
+async def _unavailable(request: Request, error: Any) -> Response:
+    log.error("database_unavailable", error=f"{type(error).__name__}: {str(error)[:200]}")
+    headers = {"Retry-After": "5"}
+    return respond(request, 503, "database_unavailable", "The database cannot be reached; try again.", headers=headers)
+
+
+async def _unforeseen(request: Request, error: Any) -> Response:
+    log.error("unforeseen_error", path=request.url.path, exc_info=error)
+    return respond(request, 500, "internal_error", "Something went wrong on our side; it has been logged.")
