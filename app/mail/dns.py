@@ -1,0 +1,297 @@
+"""DNS look-ups for mail: where a domain's mail goes, and what its records say. Every answer is a value.
+
+RFC 5321 §5.1 (MX and implicit MX), RFC 7505 (null MX), RFC 2308 (negative answers and their caching).
+"""
+
+import asyncio
+import ipaddress
+import random
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dns.asyncresolver
+import dns.exception
+import dns.message
+import dns.name
+import dns.nameserver
+import dns.rdata
+import dns.rdatatype
+import dns.resolver
+import idna
+from cachetools import TLRUCache
+from dns.rdtypes.ANY.CNAME import CNAME
+from dns.rdtypes.ANY.MX import MX
+from dns.rdtypes.ANY.SOA import SOA
+from dns.rdtypes.ANY.TXT import TXT
+
+MAX_MAIL_HOSTS = 20
+MAX_ADDRESSES = 10
+MAX_RECORDS = 100
+MAX_LOOKUPS_AT_ONCE = 200
+MAX_TTL_SECONDS = 86_400
+MAX_NEGATIVE_TTL_SECONDS = 3600  # RFC 2308 §5 advises one to three hours
+ROUTE_CHECK_SECONDS = 300.0
+TRY_SECONDS = 2.0
+
+_random = random.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class MailHosts:
+    """Hosts in the order to try, at least one; implicit: there is no MX, it is the domain itself."""
+
+    hosts: tuple[str, ...]
+    implicit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NullMx:
+    """The domain says that it takes no mail (RFC 7505)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoSuchDomain:
+    """The domain does not exist (NXDOMAIN), or is no domain name at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoMailHost:
+    """The domain exists, but has neither a usable MX nor an address."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookupFailed:
+    """Nobody could say: SERVFAIL, REFUSED, time-out. To be tried again later."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """There is no such record; no_such_name: nor any other one of that name (NXDOMAIN)."""
+
+    no_such_name: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """IP addresses in the order to try, at least one, IPv4 first."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The values of a name's records, at least one; names in them lower case without trailing dot."""
+
+    values: tuple[str, ...]
+
+
+Found = Records | NotFound | LookupFailed
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    found: Records | NotFound
+    ttl_seconds: float
+
+
+class Resolver:
+    """Asks nameservers by UDP, by TCP when an answer is truncated, and remembers answers for their TTL.
+
+    nameservers: (IP address, port) each, tried in order; none means the system's. timeout_seconds: for one
+    look-up with all its tries. Equal look-ups at the same time become one. Belongs to one event loop.
+    Raises dns.resolver.NoResolverConfiguration when the system has no nameservers.
+    """
+
+    def __init__(
+        self,
+        nameservers: Sequence[tuple[str, int]] = (),
+        *,
+        timeout_seconds: float = 10,
+        cache_entries: int = 10_000,
+    ) -> None:
+        self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
+        if nameservers:
+            self._resolver.nameservers = [dns.nameserver.Do53Nameserver(address, port) for address, port in nameservers]
+        self._resolver.lifetime = timeout_seconds
+        self._resolver.timeout = min(TRY_SECONDS, timeout_seconds)
+        # Not dnspython's own cache: it keeps negative answers without a SOA for decades.
+        self._cache: TLRUCache[tuple[str, str], _Cached] = TLRUCache(
+            cache_entries, ttu=lambda _, cached, now: now + cached.ttl_seconds, timer=time.monotonic
+        )
+        self._under_way: dict[tuple[str, str], asyncio.Task[Found]] = {}
+        self._slots = asyncio.Semaphore(MAX_LOOKUPS_AT_ONCE)
+        self._ipv6_route = False
+        self._route_checked_at = -ROUTE_CHECK_SECONDS
+
+    async def mail_hosts(self, domain: str) -> MailHosts | NullMx | NoSuchDomain | NoMailHost | LookupFailed:
+        """Where to deliver mail for the domain, by preference, in random order among equal ones."""
+        found = await self.mx(domain)
+        if isinstance(found, LookupFailed):
+            return found
+        if isinstance(found, NotFound):
+            return NoSuchDomain() if found.no_such_name else await self._implicit_mail_host(domain)
+        records = [(int(preference), host) for preference, host in map(str.split, found.values)]
+        if [host for _, host in records] == ["."]:
+            return NullMx()
+        drawn = sorted((preference, _random.random(), host) for preference, host in records)
+        hosts = dict.fromkeys(host for _, _, host in drawn if host != "." and not _is_ip_address(host))
+        return MailHosts(tuple(hosts)[:MAX_MAIL_HOSTS]) if hosts else NoMailHost()
+
+    async def _implicit_mail_host(self, domain: str) -> MailHosts | NoMailHost | LookupFailed:
+        found = await self.addresses(domain)
+        if isinstance(found, Addresses):
+            return MailHosts((_normalised(domain) or domain,), implicit=True)
+        return found if isinstance(found, LookupFailed) else NoMailHost()
+
+    async def addresses(self, host: str) -> Addresses | NotFound | LookupFailed:
+        """The host's IPv4 addresses, and its IPv6 addresses where this machine has a route for IPv6."""
+        types = ("A", "AAAA") if self._has_ipv6_route() else ("A",)
+        answers = await asyncio.gather(*(self._find(host, type) for type in types))
+        families = [found.values for found in answers if isinstance(found, Records)]
+        if families:
+            # Many addresses of one family must not leave the other without any.
+            share = MAX_ADDRESSES // len(families)
+            return Addresses(tuple(value for family in families for value in family[:share]))
+        failed = [found for found in answers if isinstance(found, LookupFailed)]
+        if failed:
+            return failed[0]
+        return NotFound(any(isinstance(found, NotFound) and found.no_such_name for found in answers))
+
+    async def txt(self, name: str, *, fresh: bool = False) -> Found:
+        """TXT records, the strings of each joined (RFC 7208 §3.3). fresh: ask again, whatever is
+        remembered.
+        """
+        return await self._find(name, "TXT", fresh=fresh)
+
+    async def cname(self, name: str, *, fresh: bool = False) -> Found:
+        """The name that this name is an alias of."""
+        return await self._find(name, "CNAME", fresh=fresh)
+
+    async def mx(self, name: str, *, fresh: bool = False) -> Found:
+        """MX records as "10 mx.example.com"; the null MX is "0 ."."""
+        return await self._find(name, "MX", fresh=fresh)
+
+    def forget(self, name: str) -> None:
+        """Drop what is remembered about a name."""
+        key = _normalised(name)
+        for type in ("A", "AAAA", "CNAME", "MX", "TXT"):
+            self._cache.pop((key or name, type), None)
+
+    async def _find(self, name: str, type: str, *, fresh: bool = False) -> Found:
+        normalised = _normalised(name)
+        if normalised is None:
+            return NotFound(no_such_name=True)
+        key = (normalised, type)
+        if fresh:
+            return await self._ask(key)
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached.found
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._ask(key))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        # One impatient caller must not take the answer from the others.
+        return await asyncio.shield(task)
+
+    async def _ask(self, key: tuple[str, str]) -> Found:
+        name, type = key
+        try:
+            async with self._slots:
+                answer = await self._resolver.resolve(
+                    dns.name.from_text(name), type, raise_on_no_answer=False, search=False
+                )
+        except dns.resolver.NXDOMAIN as error:
+            responses = error.kwargs["responses"].values()
+            cached = _Cached(NotFound(no_such_name=True), min(map(_negative_ttl_seconds, responses), default=0))
+        except (dns.exception.DNSException, OSError) as error:
+            return LookupFailed(_reason(error))
+        else:
+            cached = _cached(answer)
+        self._cache[key] = cached
+        return cached.found
+
+    def _has_ipv6_route(self) -> bool:
+        now = time.monotonic()
+        if now - self._route_checked_at >= ROUTE_CHECK_SECONDS:
+            self._ipv6_route = has_ipv6_route()
+            self._route_checked_at = now
+        return self._ipv6_route
+
+
+def has_ipv6_route() -> bool:
+    """Whether this machine would know where to send a packet for the public IPv6 internet. Sends nothing."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.connect(("2001:4860:4860::8888", 53))
+    except OSError:
+        return False
+    return True
+
+
+def _cached(answer: dns.resolver.Answer) -> _Cached:
+    if answer.rrset is None:
+        return _Cached(NotFound(no_such_name=False), _negative_ttl_seconds(answer.response))
+    values = tuple(_text(rdata) for rdata in list(answer.rrset)[:MAX_RECORDS])
+    return _Cached(Records(values), min(answer.chaining_result.minimum_ttl, MAX_TTL_SECONDS))
+
+
+def _negative_ttl_seconds(response: dns.message.Message) -> float:
+    """How long to believe that something is not there: the SOA tells, and without one not at all (RFC
+    2308 §5).
+    """
+    for rrset in response.authority:
+        for rdata in rrset:
+            if isinstance(rdata, SOA):
+                return min(rrset.ttl, rdata.minimum, MAX_NEGATIVE_TTL_SECONDS)
+    return 0
+
+
+def _text(rdata: dns.rdata.Rdata) -> str:
+    match rdata:
+        case TXT():
+            return b"".join(rdata.strings).decode("utf-8", "replace")
+        case MX():
+            return f"{rdata.preference} {_name_text(rdata.exchange)}"
+        case CNAME():
+            return _name_text(rdata.target)
+        case _:
+            return rdata.to_text()
+
+
+def _name_text(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True).lower()
+
+
+def _normalised(name: str) -> str | None:
+    """Lower case, A-labels, no trailing dot; None when it cannot be a name in DNS."""
+    text = name.rstrip(".").lower()
+    try:
+        if not text.isascii():
+            text = idna.encode(text, uts46=True).decode()
+        dns.name.from_text(text)
+    except (dns.exception.DNSException, UnicodeError):
+        return None
+    return text or None
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, dns.resolver.LifetimeTimeout):
+        return "DNS time-out"
+    if isinstance(error, dns.resolver.NoNameservers):
+        causes = [str(cause[3]) for cause in error.kwargs.get("errors", ())]
+        return f"DNS {causes[-1]}"[:200] if causes else "DNS: no nameserver"
+    return f"DNS {type(error).__name__}"

@@ -1,0 +1,91 @@
+"""A tiny certificate authority for the tests' TLS servers."""
+
+import datetime
+import ipaddress
+import os
+import ssl
+import tempfile
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+VALID = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate with its key, PEM; for an authority, `issue` makes more of them."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate alone: what a client trusts."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def key_pem(self) -> bytes:
+        return self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+    def issue(self, *names: str) -> "Certificate":
+        """A server certificate for these host names or IP addresses, signed by this authority."""
+        return _make(names, signer=self)
+
+    def server_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # ssl reads certificates from files only.
+        descriptor, path = tempfile.mkstemp(suffix=".pem")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self.pem + self.key_pem)
+            context.load_cert_chain(path)
+        finally:
+            os.unlink(path)
+        return context
+
+    def client_context(self) -> ssl.SSLContext:
+        """A context that trusts this certificate and checks host names."""
+        return ssl.create_default_context(cadata=self.pem.decode())
+
+
+def make_authority() -> Certificate:
+    """A new certificate authority."""
+    return _make(("Test authority",), authority=True)
+
+
+def self_signed(*names: str) -> Certificate:
+    """A server certificate that nobody vouches for."""
+    return _make(names)
+
+
+def _make(names: tuple[str, ...], *, signer: Certificate | None = None, authority: bool = False) -> Certificate:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(signer.certificate.subject if signer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - VALID)
+        .not_valid_after(now + VALID)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+    )
+    if not authority:
+        alternatives = x509.SubjectAlternativeName([_alternative(name) for name in names])
+        builder = builder.add_extension(alternatives, critical=False)
+    return Certificate(builder.sign(signer.key if signer else key, hashes.SHA256()), key)
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
