@@ -1,0 +1,173 @@
+"""Messages, their bodies and attachments; deliveries (one per recipient), their attempts; and the hot queue."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, LargeBinary, PrimaryKeyConstraint, Text, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.db import Base
+
+_BY_ID = {"postgresql_partition_by": "RANGE (id)"}
+_BY_MESSAGE = {"postgresql_partition_by": "RANGE (message_id)"}
+
+
+class Message(Base):
+    """What a customer asked to be sent; never changed after it was accepted. Partitioned by week of `id`."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        PrimaryKeyConstraint("org_id", "id"),
+        ForeignKeyConstraint(["org_id", "domain_id"], ["domains.org_id", "domains.id"]),
+        Index(None, "org_id", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+        _BY_ID,
+    )
+
+    org_id: Mapped[UUID]
+    id: Mapped[UUID]
+    domain_id: Mapped[UUID]
+    api_key_id: Mapped[UUID | None]
+    # {"email", "name"} each, as they stand in the header fields; bcc is known only to the deliveries.
+    sender: Mapped[dict[str, Any]]
+    to: Mapped[list[dict[str, Any]]]
+    cc: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    reply_to: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    subject: Mapped[str]
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    # "metadata" is SQLAlchemy's own name on a model.
+    custom: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
+    batch_id: Mapped[str | None]
+    track_opens: Mapped[bool]
+    track_clicks: Mapped[bool]
+    scheduled_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    size_bytes: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class MessageBody(Base):
+    """The text, HTML and custom header fields of a message. Partitioned by week of `message_id`."""
+
+    __tablename__ = "message_bodies"
+    __table_args__ = (
+        PrimaryKeyConstraint("org_id", "message_id"),
+        ForeignKeyConstraint(["org_id", "message_id"], ["messages.org_id", "messages.id"]),
+        _BY_MESSAGE,
+    )
+
+    org_id: Mapped[UUID]
+    message_id: Mapped[UUID]
+    text: Mapped[str | None]
+    html: Mapped[str | None]
+    headers: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+
+
+class Attachment(Base):
+    """One attached or inline file of a message. Partitioned by week of `message_id`."""
+
+    __tablename__ = "attachments"
+    __table_args__ = (
+        PrimaryKeyConstraint("org_id", "message_id", "position"),
+        ForeignKeyConstraint(["org_id", "message_id"], ["messages.org_id", "messages.id"]),
+        _BY_MESSAGE,
+    )
+
+    org_id: Mapped[UUID]
+    message_id: Mapped[UUID]
+    position: Mapped[int]
+    filename: Mapped[str]
+    content_type: Mapped[str]
+    content_id: Mapped[str | None]
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Delivery(Base):
+    """One recipient's copy of a message and what became of it. Partitioned by week of `id`."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        PrimaryKeyConstraint("org_id", "id"),
+        ForeignKeyConstraint(["org_id", "message_id"], ["messages.org_id", "messages.id"]),
+        CheckConstraint("kind IN ('to', 'cc', 'bcc')", name="kind"),
+        Index(None, "org_id", "message_id"),
+        Index(None, "org_id", "recipient"),
+        _BY_ID,
+    )
+
+    org_id: Mapped[UUID]
+    id: Mapped[UUID]
+    message_id: Mapped[UUID]
+    kind: Mapped[str]
+    recipient: Mapped[str]
+    status: Mapped[str]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    # The last answer in one line, or why there was none.
+    last_response: Mapped[str | None]
+    settled_at: Mapped[datetime | None]
+
+
+class QueuedDelivery(Base):
+    """A delivery that still has to be transmitted: the hot table, which finished deliveries leave.
+
+    A claim moves `next_attempt_at` to the end of its lease, so an expired lease is nothing but due mail: one index
+    serves waiting, retrying and crashed deliveries alike.
+    """
+
+    __tablename__ = "delivery_queue"
+    __table_args__ = (
+        PrimaryKeyConstraint("org_id", "delivery_id"),
+        ForeignKeyConstraint(["org_id", "delivery_id"], ["deliveries.org_id", "deliveries.id"]),
+        Index(None, "org_id", "next_attempt_at"),
+        # Rows come and go all day: vacuum early, and leave room for updates on the page.
+        {
+            "postgresql_with": {
+                "fillfactor": "70",
+                "autovacuum_vacuum_scale_factor": "0.02",
+                "autovacuum_vacuum_threshold": "1000",
+            }
+        },
+    )
+
+    org_id: Mapped[UUID]
+    delivery_id: Mapped[UUID]
+    message_id: Mapped[UUID]
+    recipient: Mapped[str]
+    # Where it goes: the recipient's domain.
+    site: Mapped[str]
+    size_bytes: Mapped[int]
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime]
+    lease_token: Mapped[UUID | None]
+    # Retries end here; an `expires_at` of the sender's own brings it forward.
+    give_up_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+
+
+class Attempt(Base):
+    """One try to transmit a delivery, with the host's own words. Partitioned by week of `id`."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        PrimaryKeyConstraint("org_id", "id"),
+        ForeignKeyConstraint(["org_id", "delivery_id"], ["deliveries.org_id", "deliveries.id"]),
+        Index(None, "org_id", "delivery_id"),
+        _BY_ID,
+    )
+
+    org_id: Mapped[UUID]
+    id: Mapped[UUID]
+    delivery_id: Mapped[UUID]
+    number: Mapped[int]
+    outcome: Mapped[str]
+    reason: Mapped[str]
+    host: Mapped[str | None]
+    address: Mapped[str | None]
+    phase: Mapped[str | None]
+    code: Mapped[int | None]
+    enhanced_code: Mapped[str | None]
+    response: Mapped[str | None]
+    tls: Mapped[str | None]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime]

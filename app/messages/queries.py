@@ -1,0 +1,143 @@
+"""SQL of messages: accepting in one statement, reading back with the status summed up."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import orjson
+from sqlalchemy import ColumnElement, Text, and_, case, exists, func, insert, or_, select, text
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.selectable import LateralFromClause
+
+from app.core import ids
+from app.core.pagination import Page
+from app.events.models import Event
+from app.messages.models import Attachment, Delivery, Message, QueuedDelivery
+from app.messages.schemas import Filters
+from app.messages.status import PRECEDENCE, Status
+
+# One round trip for all rows of all tables: they travel as JSON arrays and PostgreSQL takes them apart by the tables'
+# own row types. Foreign keys are checked when the statement ends.
+_ACCEPT = text(
+    """
+    WITH m AS (INSERT INTO messages SELECT * FROM json_populate_recordset(NULL::messages, :messages)),
+         b AS (INSERT INTO message_bodies SELECT * FROM json_populate_recordset(NULL::message_bodies, :bodies)),
+         d AS (INSERT INTO deliveries SELECT * FROM json_populate_recordset(NULL::deliveries, :deliveries)),
+         q AS (INSERT INTO delivery_queue SELECT * FROM json_populate_recordset(NULL::delivery_queue, :queue))
+    INSERT INTO events SELECT * FROM json_populate_recordset(NULL::events, :events)
+    """
+)
+
+Rows = list[dict[str, Any]]
+
+
+async def accept(session: AsyncSession, tables: dict[str, Rows]) -> None:
+    """Store accepted messages: rows of `messages bodies deliveries queue events`, whole, and of `attachments`."""
+    attachments = tables.pop("attachments")
+    await session.execute(_ACCEPT, {name: orjson.dumps(rows).decode() for name, rows in tables.items()})
+    if attachments:
+        await session.execute(insert(Attachment), attachments)
+
+
+def _effective_status() -> ColumnElement[str]:
+    """A delivery's status as of now: a live lease is `sending`, a schedule that has come is `queued`."""
+    due = QueuedDelivery.next_attempt_at <= func.now()
+    return case(
+        (and_(QueuedDelivery.lease_token.is_not(None), ~due), Status.SENDING.value),
+        (and_(Delivery.status == Status.PENDING.value, due), Status.QUEUED.value),
+        else_=Delivery.status,
+    )
+
+
+def _with_queue(statement: Any) -> Any:
+    on = and_(QueuedDelivery.org_id == Delivery.org_id, QueuedDelivery.delivery_id == Delivery.id)
+    return statement.select_from(Delivery).outerjoin(QueuedDelivery, on)
+
+
+def _summary() -> LateralFromClause:
+    """Of the message that it stands beside: the rank of its status, when it was settled, its first recipient."""
+    precedence = array([status.value for status in PRECEDENCE], type_=ARRAY(Text))
+    recipients = func.array_agg(aggregate_order_by(Delivery.recipient, Delivery.id), type_=ARRAY(Text))
+    statement = select(
+        func.min(func.array_position(precedence, _effective_status())).label("rank"),
+        func.max(Delivery.settled_at).label("settled_at"),
+        recipients[1].label("first_recipient"),
+    )
+    mine = and_(Delivery.org_id == Message.org_id, Delivery.message_id == Message.id)
+    found: LateralFromClause = _with_queue(statement).where(mine).correlate(Message).lateral("summary")
+    return found
+
+
+def _select_messages() -> tuple[Any, LateralFromClause]:
+    summary = _summary()
+    columns = (summary.c.rank, summary.c.settled_at, summary.c.first_recipient)
+    return select(Message, *columns).join(summary, text("true")), summary
+
+
+async def page(
+    session: AsyncSession, org_id: UUID, wanted: Page, filters: Filters, only_domains: Sequence[str] | None
+) -> Sequence[Any]:
+    """Messages of a page with (rank of status, settled_at, first recipient); one more than asked if there is one."""
+    statement, summary = _select_messages()
+    statement = statement.where(Message.org_id == org_id, *_conditions(filters, only_domains))
+    if filters.status is not None:
+        statement = statement.where(summary.c.rank == PRECEDENCE.index(filters.status) + 1)
+    rows: Sequence[Any] = (await session.execute(wanted.select(statement, Message.id))).all()
+    return rows
+
+
+def _conditions(filters: Filters, only_domains: Sequence[str] | None) -> list[ColumnElement[bool]]:
+    sender = Message.sender["email"].astext
+    found: list[ColumnElement[bool]] = []
+    if only_domains is not None:
+        found.append(func.split_part(sender, "@", -1).in_(only_domains))
+    if filters.sender is not None:
+        found.append(func.lower(sender) == filters.sender.lower())
+    if filters.to is not None:
+        found.append(_has_recipient(func.lower(Delivery.recipient) == filters.to.lower()))
+    if filters.tag is not None:
+        found.append(Message.tags.contains([filters.tag]))
+    if filters.batch_id is not None:
+        found.append(Message.batch_id == filters.batch_id)
+    if filters.domain_id is not None:
+        found.append(Message.domain_id == filters.domain_id)
+    if filters.created_from is not None:
+        found.append(Message.id >= ids.floor(filters.created_from))
+    if filters.created_to is not None:
+        found.append(Message.id < ids.floor(filters.created_to))
+    if filters.pattern is not None:
+        like = filters.pattern
+        found.append(
+            or_(Message.subject.ilike(like), sender.ilike(like), _has_recipient(Delivery.recipient.ilike(like)))
+        )
+    return found
+
+
+def _has_recipient(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists().where(Delivery.org_id == Message.org_id, Delivery.message_id == Message.id, condition)
+
+
+async def get(session: AsyncSession, org_id: UUID, message_id: UUID, only_domains: Sequence[str] | None) -> Any:
+    """One message as in `page`."""
+    statement, _ = _select_messages()
+    conditions = _conditions(Filters(), only_domains)
+    found = await session.execute(statement.where(Message.org_id == org_id, Message.id == message_id, *conditions))
+    return found.one_or_none()
+
+
+async def deliveries(session: AsyncSession, org_id: UUID, message_id: UUID) -> Sequence[Any]:
+    """A message's deliveries in the order given, each with (status as of now, when it is tried again)."""
+    statement = _with_queue(
+        select(Delivery, _effective_status(), QueuedDelivery.next_attempt_at, QueuedDelivery.attempt)
+    )
+    mine = (Delivery.org_id == org_id, Delivery.message_id == message_id)
+    return (await session.execute(statement.where(*mine).order_by(Delivery.id))).all()
+
+
+async def events(session: AsyncSession, org_id: UUID, message_id: UUID, *, limit: int) -> list[Event]:
+    """A message's events as they were written, oldest first."""
+    # No event is older than its message, so the partitions before it need not be searched.
+    oldest = ids.floor(ids.time_of(message_id))
+    statement = select(Event).where(Event.org_id == org_id, Event.message_id == message_id, Event.id >= oldest)
+    return list(await session.scalars(statement.order_by(Event.id).limit(limit)))
