@@ -1,0 +1,44 @@
+"""Celery tasks: each a few lines that call app. All may be lost or repeated without harm."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from app.core.db import Database
+from app.core.queue import RING_TASK, SWEEP_TASK, UPKEEP_TASK
+from app.delivery import service
+from app.delivery.engine import Engine
+from workers import app as worker
+
+ResultT = TypeVar("ResultT")
+
+
+@worker.celery.task(name=RING_TASK)  # type: ignore[untyped-decorator]
+def ring() -> None:
+    """Mail is due: wake this process's engine."""
+    if worker.engine is not None:
+        worker.engine.call(Engine.ring)
+
+
+@worker.celery.task(name=SWEEP_TASK)  # type: ignore[untyped-decorator]
+def sweep() -> None:
+    """Upkeep of small things; rings if any mail is due, expired leases included."""
+    if _run(service.sweep):
+        ring()
+
+
+@worker.celery.task(name=UPKEEP_TASK)  # type: ignore[untyped-decorator]
+def upkeep() -> None:
+    """Make the partitions to come and drop those past retention."""
+    _run(lambda database: service.upkeep_partitions(database, worker.settings))
+
+
+def _run(work: Callable[[Database], Awaitable[ResultT]]) -> ResultT:
+    async def with_database() -> ResultT:
+        database = Database(worker.settings, pool_size=1)
+        try:
+            return await work(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(with_database())
