@@ -1,0 +1,160 @@
+"""/health and /metrics: whether mail flows, and the numbers to watch it by."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from pydantic import BaseModel, Field
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.db import Database, database
+from app.core.schemas import Envelope
+from app.delivery import service as delivery
+from app.delivery.service import Overview
+
+router = APIRouter(tags=["Health"])
+
+# A queue that waits longer than this while its mail is due has no working worker.
+_QUEUE_AGE_LIMIT_SECONDS = 120.0
+_CHECK_TIMEOUT_SECONDS = 3
+
+Db = Annotated[Database, Depends(database)]
+
+
+class Check(BaseModel):
+    """One thing that was looked at."""
+
+    status: Literal["ok", "failing"]
+    detail: str
+
+
+class Health(BaseModel):
+    """`ok`; `degraded` when mail still flows but something is missing; `failing` when it does not."""
+
+    status: Literal["ok", "degraded", "failing"]
+    checks: dict[str, Check] = Field(description="postgres, redis, workers and queue")
+
+
+class HealthData(BaseModel):
+    """`data` of /health."""
+
+    health: Health
+
+
+@router.get(
+    "/health",
+    operation_id="get_health",
+    summary="Service health check",
+    response_model=Envelope[HealthData],
+    responses={503: {"model": Envelope[HealthData], "description": "Postgres cannot be reached."}},
+)
+async def health(request: Request, db: Db) -> JSONResponse:
+    """Whether Postgres, Redis, a worker and the queue are well. 503 only when mail cannot be accepted."""
+    overview, redis = await asyncio.gather(_overview(db), _redis(request))
+    postgres_well = isinstance(overview, Overview)
+    checks = {
+        "postgres": Check(status="ok", detail="answers")
+        if postgres_well
+        else Check(status="failing", detail=str(overview)),
+        "redis": redis,
+        **(_flow(overview) if isinstance(overview, Overview) else {}),
+    }
+    well = all(check.status == "ok" for check in checks.values())
+    status: Any = "ok" if well else "degraded" if postgres_well else "failing"
+    body: Envelope[HealthData] = Envelope(data=HealthData(health=Health(status=status, checks=checks)))
+    content = body.model_dump() if postgres_well else {**body.model_dump(), "status": "error"}
+    return JSONResponse(content, 200 if postgres_well else 503)
+
+
+async def _overview(db: Database) -> Overview | str:
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), db.transaction() as session:
+            return await delivery.overview(session)
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        return f"does not answer ({type(error).__name__})"
+
+
+async def _redis(request: Request) -> Check:
+    try:
+        await request.app.state.redis.ping()
+    except (RedisError, OSError, TimeoutError) as error:
+        return Check(status="failing", detail=f"does not answer ({type(error).__name__}); mail flows by polling")
+    return Check(status="ok", detail="answers")
+
+
+def _flow(overview: Overview) -> dict[str, Check]:
+    age = overview.oldest_due_seconds
+    late = age > _QUEUE_AGE_LIMIT_SECONDS
+    alive = len(overview.workers)
+    return {
+        "workers": Check(status="ok" if alive else "failing", detail=f"{alive} with a heartbeat"),
+        "queue": Check(
+            status="failing" if late else "ok",
+            detail=f"{overview.due} due, {overview.queued} in all; the oldest waits {age:.0f} s",
+        ),
+    }
+
+
+@router.get(
+    "/metrics",
+    operation_id="get_metrics",
+    summary="Prometheus and JSON metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}, "application/json": {}}, "description": "The metrics."}},
+)
+async def metrics(db: Db, accept: Annotated[str, Header(max_length=1000)] = "") -> Response:
+    """In Prometheus' text format; with `Accept: application/json` as a list of samples."""
+    overview = await _overview(db)
+    families = list(REGISTRY.collect()) + list(_families(overview))
+    if "application/json" in accept:
+        samples = [
+            {"name": sample.name, "labels": sample.labels, "value": sample.value}
+            for family in families
+            for sample in family.samples
+        ]
+        return JSONResponse({"status": "success", "data": {"metrics": samples}})
+    return Response(generate_latest(_Collected(families)), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Collected(CollectorRegistry):
+    """Families that were collected already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def _families(overview: Overview | str) -> Iterator[Metric]:
+    up = GaugeMetricFamily("postroad_database_up", "Whether Postgres answers.")
+    up.add_metric([], float(isinstance(overview, Overview)))
+    yield up
+    if isinstance(overview, str):
+        return
+    gauges = {
+        "postroad_queue_deliveries": ("Deliveries in the queue.", overview.queued),
+        "postroad_queue_due_deliveries": ("Deliveries in the queue whose time has come.", overview.due),
+        "postroad_queue_oldest_due_seconds": (
+            "How long the oldest due delivery has waited.",
+            overview.oldest_due_seconds,
+        ),
+        "postroad_workers": ("Worker processes with a heartbeat.", len(overview.workers)),
+    }
+    for name, (documentation, value) in gauges.items():
+        gauge = GaugeMetricFamily(name, documentation)
+        gauge.add_metric([], value)
+        yield gauge
+    outcomes = CounterMetricFamily(
+        "postroad_attempts", "Attempts ended, by worker and outcome.", labels=["worker", "outcome"]
+    )
+    for worker in overview.workers:
+        for outcome, count in worker.outcomes.items():
+            outcomes.add_metric([f"{worker.host}:{worker.pid}", outcome], count)
+    yield outcomes

@@ -1,0 +1,88 @@
+"""The application: routers, handlers, and what lives as long as the process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app import health
+from app.accounts import routes as accounts
+from app.accounts.last_used import LAST_USED
+from app.core import problems
+from app.core.config import Settings, get_settings
+from app.core.db import Database
+from app.core.errors import Problem
+from app.core.middleware import RequestMiddleware
+from app.core.queue import Doorbell
+from app.core.ratelimit import RateLimiter
+from app.core.redis import connect
+from app.domains import routes as domains
+from app.mail.dns import Resolver
+from app.messages import routes as messages
+
+_DESCRIPTION = """
+Transactional e-mail: accept, sign, deliver, and tell what became of each mail.
+
+Every success is `{"status": "success", "data": {…}}`; every failure is an RFC 9457 problem document with a stable
+`code`. Give an access token or an API key as bearer, or an API key in `X-API-Key`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API. Settings come from the environment unless given."""
+    settings = settings or get_settings()
+    app = FastAPI(
+        title="Postroad",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        separate_input_output_schemas=False,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    # Base64 is a third larger than what it holds; the rest is room for JSON around texts and recipients.
+    app.add_middleware(RequestMiddleware, large_body_bytes=settings.message_max_bytes * 4 // 3 + 2**20)
+    problems.install(app)
+    for router in (health.router, accounts.router, domains.router, messages.router):
+        app.include_router(router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    app.state.database = Database(settings)
+    app.state.redis = connect(settings)
+    app.state.rate_limiter = RateLimiter(app.state.redis)
+    app.state.resolver = Resolver(settings.nameservers, timeout_seconds=settings.dns_timeout_seconds)
+    app.state.doorbell = Doorbell(settings)
+    last_used = asyncio.create_task(LAST_USED.run(app.state.database))
+    try:
+        yield
+    finally:
+        last_used.cancel()
+        await asyncio.gather(last_used, return_exceptions=True)
+        await asyncio.to_thread(app.state.doorbell.close)
+        await app.state.redis.aclose()
+        await app.state.database.close()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with our problems in place of FastAPI's own validation errors."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document["components"]["schemas"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(problem.pop("$defs"))
+        schemas["Problem"] = problem
+        app.openapi_schema = document
+    return app.openapi_schema
