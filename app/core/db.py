@@ -43,8 +43,9 @@ class Base(DeclarativeBase):
     }
 
 
-def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
+def dumps(value: Any) -> str:
+    """JSON as PostgreSQL takes it; the driver's own UUIDs, a subclass, are written as their text."""
+    return orjson.dumps(value, default=str).decode()
 
 
 class Database:
@@ -58,7 +59,7 @@ class Database:
             max_overflow=size,
             pool_timeout=10,
             pool_pre_ping=False,
-            json_serializer=_dumps,
+            json_serializer=dumps,
             json_deserializer=orjson.loads,
             connect_args={
                 "timeout": 10,

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import orjson
 from sqlalchemy import select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core.db import dumps
 from app.delivery.outcome import Claimed
 from app.messages.models import Attachment, Message, MessageBody
 
@@ -123,12 +123,8 @@ class Content:
     attachments: tuple[Attachment, ...]
 
 
-def _json(rows: Sequence[dict[str, Any]]) -> str:
-    return orjson.dumps(rows).decode()
-
-
 def _held(claims: Collection[Claimed]) -> str:
-    return _json(
+    return dumps(
         [{"org_id": one.org_id, "delivery_id": one.delivery_id, "lease_token": one.lease_token} for one in claims]
     )
 
@@ -182,7 +178,7 @@ async def settle(
     events: Sequence[dict[str, Any]],
 ) -> set[Key]:
     """Write outcomes of deliveries that are still held; returns the (org_id, delivery_id) of those."""
-    values = {"outcomes": _json(outcomes), "attempts": _json(attempts), "events": _json(events)}
+    values = {"outcomes": dumps(outcomes), "attempts": dumps(attempts), "events": dumps(events)}
     return {(org_id, delivery_id) for org_id, delivery_id in await session.execute(_SETTLE, values)}
 
 
@@ -191,7 +187,7 @@ async def heartbeat(
 ) -> None:
     """Say that a worker lives, and what it has counted."""
     values = {"id": worker_id, "host": host, "pid": pid, "in_flight": in_flight}
-    await session.execute(_HEARTBEAT, {**values, "outcomes": orjson.dumps(outcomes).decode()})
+    await session.execute(_HEARTBEAT, {**values, "outcomes": dumps(outcomes)})
 
 
 async def forget_worker(session: AsyncSession, worker_id: UUID) -> None:

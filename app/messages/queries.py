@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-import orjson
 from sqlalchemy import ColumnElement, Text, and_, case, exists, func, insert, or_, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from app.core import ids
+from app.core.db import dumps
 from app.core.pagination import Page
 from app.events.models import Event
 from app.messages.models import Attachment, Delivery, Message, QueuedDelivery
@@ -35,7 +35,7 @@ Rows = list[dict[str, Any]]
 async def accept(session: AsyncSession, tables: dict[str, Rows]) -> None:
     """Store accepted messages: rows of `messages bodies deliveries queue events`, whole, and of `attachments`."""
     attachments = tables.pop("attachments")
-    await session.execute(_ACCEPT, {name: orjson.dumps(rows).decode() for name, rows in tables.items()})
+    await session.execute(_ACCEPT, {name: dumps(rows) for name, rows in tables.items()})
     if attachments:
         await session.execute(insert(Attachment), attachments)
 

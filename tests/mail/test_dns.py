@@ -146,8 +146,9 @@ async def test_addresses_of_both_families(dns: DnsServer, resolver: Resolver) ->
     found = await resolver.addresses("mx.example.com")
     assert isinstance(found, Addresses)
     assert len(found.values) <= MAX_ADDRESSES
-    assert "127.0.0.1" in found.values
-    assert ("::1" in found.values) == has_ipv6_route()
+    assert len(set(found.values)) == len(found.values)
+    assert found.values[0].startswith("127.0.0.")
+    assert (found.values[-1] == "::1") == has_ipv6_route()
     assert dns.asked("mx.example.com", "AAAA") == int(has_ipv6_route())
 
 
