@@ -38,3 +38,9 @@ async def tenant(api: httpx.AsyncClient) -> Tenant:
 async def stranger(api: httpx.AsyncClient) -> Tenant:
     """Another organization."""
     return await register(api)
+
+
+@pytest.fixture(scope="session")
+async def empty(client: httpx.AsyncClient) -> Tenant:
+    """An organization that never gets a domain."""
+    return await register(client)
