@@ -20,6 +20,7 @@ from app.core.queue import Doorbell
 from app.core.ratelimit import RateLimiter
 from app.core.redis import connect
 from app.domains import routes as domains
+from app.local import pages
 from app.mail.dns import Resolver
 from app.messages import routes as messages
 
@@ -51,6 +52,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     for router in (health.router, accounts.router, domains.router, messages.router):
         app.include_router(router)
+    if settings.mode == "local":
+        app.include_router(pages.router(settings))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

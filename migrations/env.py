@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 from alembic import context
 from sqlalchemy import Connection, pool
@@ -23,9 +24,20 @@ def _include_name(name: str | None, kind: str, _: object) -> bool:
     return kind != "table" or not _PARTITION.search(name or "")
 
 
+def _include_object(item: Any, _name: str | None, kind: str, is_reflected: bool, _: object) -> bool:
+    # PostgreSQL lists a foreign key to a partitioned table once more for each of its partitions.
+    if kind == "foreign_key_constraint" and is_reflected:
+        return not _PARTITION.search(item.elements[0].target_fullname.split(".")[0])
+    return True
+
+
 def _run(connection: Connection) -> None:
     context.configure(
-        connection=connection, target_metadata=Base.metadata, include_name=_include_name, compare_server_default=False
+        connection=connection,
+        target_metadata=Base.metadata,
+        include_name=_include_name,
+        include_object=_include_object,
+        compare_server_default=False,
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import uvloop
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 
 from app.core import log
@@ -27,7 +28,7 @@ class EngineThread:
     """The engine on an event loop of its own, made after the fork; tasks reach it from Celery's thread."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
