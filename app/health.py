@@ -10,9 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.db import Database, database
+from app.core.errors import responses
 from app.core.schemas import Envelope
 from app.delivery import service as delivery
 from app.delivery.service import Overview
@@ -46,29 +48,32 @@ class HealthData(BaseModel):
     health: Health
 
 
+class Failing(BaseModel):
+    """The answer of /health when mail cannot be accepted: the envelope of a success, but for its status."""
+
+    status: Literal["error"] = "error"
+    data: HealthData
+
+
 @router.get(
     "/health",
     operation_id="get_health",
     summary="Service health check",
     response_model=Envelope[HealthData],
-    responses={503: {"model": Envelope[HealthData], "description": "Postgres cannot be reached."}},
+    responses={503: {"model": Failing, "description": "Postgres cannot be reached."}},
 )
 async def health(request: Request, db: Db) -> JSONResponse:
     """Whether Postgres, Redis, a worker and the queue are well. 503 only when mail cannot be accepted."""
     overview, redis = await asyncio.gather(_overview(db), _redis(request))
-    postgres_well = isinstance(overview, Overview)
-    checks = {
-        "postgres": Check(status="ok", detail="answers")
-        if postgres_well
-        else Check(status="failing", detail=str(overview)),
-        "redis": redis,
-        **(_flow(overview) if isinstance(overview, Overview) else {}),
-    }
+    postgres_well = isinstance(overview, Overview) or await _answers(db)
+    answers = Check(status="ok", detail="answers") if postgres_well else Check(status="failing", detail=str(overview))
+    checks = {"postgres": answers, "redis": redis, **_flow(overview)}
     well = all(check.status == "ok" for check in checks.values())
     status: Any = "ok" if well else "degraded" if postgres_well else "failing"
-    body: Envelope[HealthData] = Envelope(data=HealthData(health=Health(status=status, checks=checks)))
-    content = body.model_dump() if postgres_well else {**body.model_dump(), "status": "error"}
-    return JSONResponse(content, 200 if postgres_well else 503)
+    data = HealthData(health=Health(status=status, checks=checks))
+    if not postgres_well:
+        return JSONResponse(Failing(data=data).model_dump(), 503)
+    return JSONResponse(Envelope(data=data).model_dump())
 
 
 async def _overview(db: Database) -> Overview | str:
@@ -79,6 +84,16 @@ async def _overview(db: Database) -> Overview | str:
         return f"does not answer ({type(error).__name__})"
 
 
+async def _answers(db: Database) -> bool:
+    """Whether mail can be accepted, though the look at the queue has failed."""
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), db.transaction() as session:
+            await session.execute(text("SELECT 1"))
+    except (SQLAlchemyError, OSError, TimeoutError):
+        return False
+    return True
+
+
 async def _redis(request: Request) -> Check:
     try:
         await request.app.state.redis.ping()
@@ -87,7 +102,10 @@ async def _redis(request: Request) -> Check:
     return Check(status="ok", detail="answers")
 
 
-def _flow(overview: Overview) -> dict[str, Check]:
+def _flow(overview: Overview | str) -> dict[str, Check]:
+    if isinstance(overview, str):
+        unknown = Check(status="failing", detail="unknown: the look at the queue failed")
+        return {"workers": unknown, "queue": unknown}
     age = overview.oldest_due_seconds
     late = age > _QUEUE_AGE_LIMIT_SECONDS
     alive = len(overview.workers)
@@ -105,7 +123,10 @@ def _flow(overview: Overview) -> dict[str, Check]:
     operation_id="get_metrics",
     summary="Prometheus and JSON metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}, "application/json": {}}, "description": "The metrics."}},
+    responses={
+        200: {"content": {"text/plain": {}, "application/json": {}}, "description": "The metrics."},
+        **responses(422),
+    },
 )
 async def metrics(db: Db, accept: Annotated[str, Header(max_length=1000)] = "") -> Response:
     """In Prometheus' text format; with `Accept: application/json` as a list of samples."""

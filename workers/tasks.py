@@ -5,9 +5,12 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from app.core.db import Database
-from app.core.queue import RING_TASK, SWEEP_TASK, UPKEEP_TASK
+from app.core.queue import RECHECK_TASK, RING_TASK, SWEEP_TASK, UPKEEP_TASK
 from app.delivery import service
 from app.delivery.engine import Engine
+from app.domains import service as domains
+from app.mail.dns import Resolver
+from app.messages.notices import SystemMailer
 from workers import app as worker
 
 ResultT = TypeVar("ResultT")
@@ -33,9 +36,21 @@ def upkeep() -> None:
     _run(lambda database: service.upkeep_partitions(database, worker.settings))
 
 
-def _run(work: Callable[[Database], Awaitable[ResultT]]) -> ResultT:
+@worker.celery.task(name=RECHECK_TASK)  # type: ignore[untyped-decorator]
+def recheck_domains() -> None:
+    """Look at the DNS records of the domains that are due."""
+    settings = worker.settings
+
+    async def recheck(database: Database) -> int:
+        resolver = Resolver(settings.nameservers, timeout_seconds=settings.dns_timeout_seconds)
+        return await domains.recheck_due(database, resolver, SystemMailer(settings, ring), settings)
+
+    _run(recheck, pool_size=4)
+
+
+def _run(work: Callable[[Database], Awaitable[ResultT]], *, pool_size: int = 1) -> ResultT:
     async def with_database() -> ResultT:
-        database = Database(worker.settings, pool_size=1)
+        database = Database(worker.settings, pool_size=pool_size)
         try:
             return await work(database)
         finally:

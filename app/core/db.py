@@ -48,6 +48,20 @@ def dumps(value: Any) -> str:
     return orjson.dumps(value, default=str).decode()
 
 
+def insert_json(model: type[Base], parameter: str, *, joined: str = "") -> str:
+    """SQL that inserts the rows of a JSON array, taken apart by the table's own row type.
+
+    Columns are named, so that a process that is older than the schema leaves the newer ones to their defaults.
+    `joined` may restrict the rows, which are called r.
+    """
+    columns = [f'"{column.name}"' for column in model.__table__.columns]
+    return (
+        f"INSERT INTO {model.__tablename__} ({', '.join(columns)}) "  # noqa: S608 - names of our own
+        f"SELECT {', '.join(f'r.{name}' for name in columns)} "
+        f"FROM json_populate_recordset(NULL::{model.__tablename__}, :{parameter}) r {joined}"
+    )
+
+
 class Database:
     """An engine and the transactions on it. Make it in the process and loop that use it, after any fork."""
 

@@ -1,7 +1,7 @@
 """Idempotency-Key: the saved answer commits with the effects that it answers for, or neither does.
 
-A route that creates or spends takes `once: OnceKey`, begins with `await once.begin(principal.org_id, principal.id)` and ends with
-`return await once.remember(201, envelope)`.
+A route that creates or spends takes `once: OnceKey`, begins with `await once.begin(principal.org_id, principal.id)`
+and ends with `return await once.remember(201, envelope)`.
 The first request holds an advisory lock for the life of its transaction, so a crash leaves nothing behind; a
 second one meanwhile is told 409; a later one gets the saved answer. Only answers of success are saved. They are
 sealed at rest, for an answer may hold a secret that is shown once.

@@ -14,6 +14,8 @@ from app.core.log import request_id
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _SMALL_BODY_BYTES = 2**20
+# Parsed, a body takes several times its size; one at least is always let in.
+_LARGE_BODIES_BYTES = 128 * 2**20
 _LARGE_BODY_PREFIX = "/api/v1/messages/"
 
 REQUESTS = Counter("postroad_http_requests_total", "Requests answered.", ["method", "route", "status"])
@@ -28,6 +30,7 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, *, large_body_bytes: int) -> None:
         self._app = app
         self._large_body_bytes = large_body_bytes
+        self._reserved_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,29 +56,47 @@ class RequestMiddleware:
                     out.setdefault(name, value)
             await send(message)
 
+        bound, claimed = self._bound(scope), _claimed_bytes(headers)
+        # A body without a stated length may become as large as any.
+        reserved = 0 if claimed <= _SMALL_BODY_BYTES else min(claimed, bound)
+        crowded = bool(reserved and self._reserved_bytes and self._reserved_bytes + reserved > _LARGE_BODIES_BYTES)
+        self._reserved_bytes += reserved
         try:
-            await self._app(scope, self._bounded(scope, headers, receive), send_with_headers)
+            await self._app(scope, _bounded(receive, bound, claimed, crowded=crowded), send_with_headers)
         finally:
+            self._reserved_bytes -= reserved
             _tell(scope, status, time.perf_counter() - started)
             request_id.reset(token)
 
-    def _bounded(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
-        """`receive` that raises 413 once the body has passed its bound, whatever its Content-Length claims."""
-        large = scope["path"].startswith(_LARGE_BODY_PREFIX)
-        bound = self._large_body_bytes if large else _SMALL_BODY_BYTES
-        claimed = headers.get("content-length", "")[:20]
-        seen = int(claimed) if claimed.isascii() and claimed.isdigit() and int(claimed) > bound else 0
+    def _bound(self, scope: Scope) -> int:
+        return self._large_body_bytes if scope["path"].startswith(_LARGE_BODY_PREFIX) else _SMALL_BODY_BYTES
 
-        async def bounded_receive() -> Message:
-            nonlocal seen
-            if seen <= bound:
-                message = await receive()
-                seen += len(message.get("body", b""))
-            if seen > bound:
-                raise HTTPException(413, f"The request body is larger than {bound:,} bytes.")
-            return message
 
-        return bounded_receive
+def _claimed_bytes(headers: Headers) -> int:
+    """How large the body says it is; more than any bound when it does not say."""
+    if "transfer-encoding" in headers:
+        return 2**62
+    claimed = headers.get("content-length", "0")[:20]
+    return int(claimed) if claimed.isascii() and claimed.isdigit() else 2**62
+
+
+def _bounded(receive: Receive, bound: int, claimed: int, *, crowded: bool) -> Receive:
+    """`receive` that raises 413 once the body has passed its bound, or 503 when others fill the memory for bodies."""
+    seen = claimed if bound < claimed < 2**62 else 0
+
+    async def bounded_receive() -> Message:
+        nonlocal seen
+        if crowded and seen <= bound:
+            detail = "Too many large messages are being received at the moment; try again."
+            raise HTTPException(503, detail, {"Retry-After": "2"})
+        if seen <= bound:
+            message = await receive()
+            seen += len(message.get("body", b""))
+        if seen > bound:
+            raise HTTPException(413, f"The request body is larger than {bound:,} bytes.")
+        return message
+
+    return bounded_receive
 
 
 def _tell(scope: Scope, status: int, seconds: float) -> None:

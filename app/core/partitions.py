@@ -1,19 +1,114 @@
-"""Time partitions: large tables are cut by week of their UUIDv7 key, so retention drops partitions, not rows."""
+"""Time partitions: large tables are cut by week of their UUIDv7 key, so retention drops partitions, not rows.
 
+A message and everything that refers to it lies in the same week of every table, as their keys carry the message's
+time. Each step is a transaction of its own that waits a second at most for its locks: mail queues behind whoever
+waits for a table, so a step that does not get its lock is left to the next round, an hour later.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
+import structlog
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.core import ids
 
 # Children first: a partition may be dropped only after those whose foreign keys point into it.
 TABLES = ("events", "attempts", "attachments", "message_bodies", "deliveries", "messages")
-# A delivery is written once more when it is settled; room on its page keeps that from touching the indexes.
-_STORAGE = {"deliveries": "WITH (fillfactor = 75)"}
 _WEEK = timedelta(weeks=1)
 _WEEKS_AHEAD = 4
 _LOCK = 0x706F7374  # "post": one upkeep at a time
+# A delivery is written once more when it is settled; room on its page keeps that from touching the indexes.
+_STORAGE = {"deliveries": "WITH (fillfactor = 75)"}
+
+log = structlog.get_logger(__name__)
+
+
+async def upkeep(engine: AsyncEngine, *, now: datetime, retention_days: int) -> None:
+    """Make the partitions of the weeks to come and drop the weeks that lie wholly before the retention.
+
+    Idempotent. A week with mail that is still queued is kept. Raises DBAPIError when a coming partition is missing.
+    """
+    async with engine.connect() as plain:
+        # No transaction around the steps: DETACH … CONCURRENTLY allows none, and locks are held for one step only.
+        connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
+        if not await connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LOCK}):
+            return
+        try:
+            async with _timeouts(connection):
+                await _make_coming(connection, _monday(now))
+                await _drop_old(connection, horizon=_monday(now - timedelta(days=retention_days)))
+        finally:
+            await connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
+
+
+@asynccontextmanager
+async def _timeouts(connection: AsyncConnection) -> AsyncIterator[None]:
+    await connection.execute(text("SET lock_timeout = '1s'"))
+    await connection.execute(text("SET statement_timeout = 0"))
+    try:
+        yield
+    finally:
+        await connection.execute(text("RESET lock_timeout"))
+        await connection.execute(text("RESET statement_timeout"))
+
+
+async def _make_coming(connection: AsyncConnection, monday: datetime) -> None:
+    for week in range(-1, _WEEKS_AHEAD + 1):
+        start = monday + week * _WEEK
+        for table in reversed(TABLES):
+            name = _name(table, start)
+            if await connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is not None:
+                continue
+            bounds = f"FROM ('{ids.floor(start)}') TO ('{ids.floor(start + _WEEK)}')"
+            statement = f"CREATE TABLE {name} PARTITION OF {table} FOR VALUES {bounds} {_STORAGE.get(table, '')}"
+            try:
+                await connection.execute(text(statement))
+            except DBAPIError as error:
+                # Weeks ahead there is time to try again; without this or the next week's, mail will stand still.
+                if week <= 1:
+                    raise
+                log.warning("partition_not_made", partition=name, error=str(error.orig)[:200])
+
+
+async def _drop_old(connection: AsyncConnection, *, horizon: datetime) -> None:
+    # inhdetachpending is null for a table that was detached and then not dropped.
+    found = await connection.execute(
+        text(
+            "SELECT c.relname, i.inhdetachpending FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid "
+            "WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace AND c.relname ~ :pattern"
+        ),
+        {"pattern": rf"^({'|'.join(TABLES)})_p\d{{4}}w\d{{2}}$"},
+    )
+    weeks: dict[datetime, list[tuple[str, str, bool | None]]] = {}
+    for child, is_detaching in found:
+        if (week := _week_of(child)) < horizon:
+            weeks.setdefault(week, []).append((child, child.rpartition("_p")[0], is_detaching))
+    for week in sorted(weeks):
+        if await _still_queued(connection, week):
+            continue
+        try:
+            await _drop_week(connection, sorted(weeks[week], key=lambda row: TABLES.index(row[1])))
+        except DBAPIError as error:
+            log.warning("week_not_dropped", week=week.date().isoformat(), error=str(error.orig)[:200])
+
+
+async def _drop_week(connection: AsyncConnection, partitions: list[tuple[str, str, bool | None]]) -> None:
+    for child, table, is_detaching in partitions:
+        if is_detaching is not None:
+            # CONCURRENTLY: checking that nothing refers to the partition takes its time, and mail must not wait for it.
+            how = "FINALIZE" if is_detaching else "CONCURRENTLY"
+            await connection.execute(text(f"ALTER TABLE {table} DETACH PARTITION {child} {how}"))
+        await connection.execute(text(f"DROP TABLE {child}"))
+
+
+async def _still_queued(connection: AsyncConnection, week: datetime) -> bool:
+    statement = "SELECT EXISTS (SELECT FROM delivery_queue WHERE delivery_id >= :first AND delivery_id < :end)"
+    bounds = {"first": ids.floor(week), "end": ids.floor(week + _WEEK)}
+    return bool(await connection.scalar(text(statement), bounds))
 
 
 def _name(table: str, monday: datetime) -> str:
@@ -26,44 +121,6 @@ def _monday(moment: datetime) -> datetime:
     return day - timedelta(days=day.weekday())
 
 
-async def upkeep(connection: AsyncConnection, *, now: datetime, retention_days: int) -> None:
-    """Make the partitions of the weeks to come and drop those wholly older than the retention.
-
-    Idempotent. A partition that a live queue row still needs is refused by its foreign key and kept.
-    """
-    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    start = _monday(now) - _WEEK
-    for table in reversed(TABLES):
-        for week in range(_WEEKS_AHEAD + 2):
-            monday = start + week * _WEEK
-            bounds = f"FROM ('{ids.floor(monday)}') TO ('{ids.floor(monday + _WEEK)}')"
-            partition = f"{_name(table, monday)} PARTITION OF {table} FOR VALUES {bounds}"
-            await connection.execute(text(f"CREATE TABLE IF NOT EXISTS {partition} {_STORAGE.get(table, '')}"))
-    await _drop_old(connection, horizon=_monday(now - timedelta(days=retention_days)))
-
-
-async def _drop_old(connection: AsyncConnection, *, horizon: datetime) -> None:
-    found = await connection.execute(
-        text(
-            "SELECT c.relname, p.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
-            "JOIN pg_class p ON p.oid = i.inhparent WHERE p.relname = ANY(:tables) AND c.relname LIKE '%\\_p____w__'"
-        ),
-        {"tables": list(TABLES)},
-    )
-    old = [(child, table) for child, table in found if _week_of(child) < horizon]
-    for child, table in sorted(old, key=lambda pair: TABLES.index(pair[1])):
-        if table == "deliveries" and await _still_queued(connection, child):
-            return
-        await connection.execute(text(f"ALTER TABLE {table} DETACH PARTITION {child}"))
-        await connection.execute(text(f"DROP TABLE {child}"))
-
-
 def _week_of(child: str) -> datetime:
     year, week = child.rsplit("_p", 1)[1].split("w")
     return datetime.fromisocalendar(int(year), int(week), 1).replace(tzinfo=UTC)
-
-
-async def _still_queued(connection: AsyncConnection, child: str) -> bool:
-    # The name comes from the catalogue, not from a user.
-    join = f"delivery_queue q JOIN {child} d ON d.org_id = q.org_id AND d.id = q.delivery_id"
-    return bool(await connection.scalar(text(f"SELECT EXISTS (SELECT FROM {join})")))  # noqa: S608

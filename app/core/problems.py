@@ -21,6 +21,7 @@ _CODES = {
     405: "method_not_allowed",
     413: "request_too_large",
     415: "unsupported_media_type",
+    503: "busy",
 }
 # SQLSTATE classes: connection trouble, resources, operator intervention (restart), cancelled by a time limit.
 _AWAY = ("08", "53", "57", "25006")
@@ -61,13 +62,14 @@ async def _postroad_error(request: Request, error: Any) -> Response:
 
 
 async def _replay(_: Request, replay: Any) -> Response:
-    headers = {"Idempotency-Replayed": "true"}
+    # The answer may hold a secret (RFC 6749 §5.1).
+    headers = {"Idempotency-Replayed": "true", "Cache-Control": "no-store"}
     return Response(replay.body, replay.status, headers, media_type="application/json")
 
 
 async def _validation_error(request: Request, error: Any) -> Response:
     flaws = [_flaw(item) for item in error.errors()[:_MAX_FLAWS]]
-    if any(flaw.detail == "JSON decode error" for flaw in flaws):
+    if any(item["type"] == "json_invalid" for item in error.errors()):
         return respond(request, 422, "invalid_json", "The request body is not valid JSON.", flaws=flaws)
     where = f"{flaws[0].pointer or 'the body'}: {flaws[0].detail}" if flaws else "it is malformed"
     return respond(request, 422, "invalid_request", f"The request is not valid: {where}.", flaws=flaws)
@@ -75,11 +77,19 @@ async def _validation_error(request: Request, error: Any) -> Response:
 
 def _flaw(item: Mapping[str, Any]) -> Flaw:
     location, *path = item["loc"]
+    if item["type"] == "json_invalid":
+        # Its location is an offset in the text, not a place in the document.
+        return Flaw("", f"JSON decode error: {item['ctx']['error']}")
     # JSON Pointer escapes (RFC 6901 section 3). pydantic puts "[key]" after a mapping's key that is itself wrong.
     steps = [str(step).replace("~", "~0").replace("/", "~1") for step in path if step != "[key]"]
-    pointer = "".join(f"/{step[:200]}" for step in steps)
-    detail = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
+    pointer = _encodable("".join(f"/{step[:200]}" for step in steps))
+    detail = _encodable(str(item["msg"]).removeprefix("Value error, ").rstrip("."))
     return Flaw(pointer, detail, location if location in {"body", "query", "path", "header"} else "body")
+
+
+def _encodable(text: str) -> str:
+    # A name or value with a lone surrogate must not break the answer that tells of it.
+    return text.encode("utf-8", "replace").decode()
 
 
 async def _http_exception(request: Request, error: Any) -> Response:
@@ -107,4 +117,7 @@ async def _unavailable(request: Request, error: Any) -> Response:
 
 async def _unforeseen(request: Request, error: Any) -> Response:
     log.error("unforeseen_error", path=request.url.path, exc_info=error)
-    return respond(request, 500, "internal_error", "Something went wrong on our side; it has been logged.")
+    # Starlette answers these outside of all middleware, so the usual headers would be missing.
+    headers = {"X-Request-ID": request.scope["state"]["request_id"], "X-Content-Type-Options": "nosniff"}
+    detail = "Something went wrong on our side; it has been logged."
+    return respond(request, 500, "internal_error", detail, headers=headers)

@@ -9,16 +9,17 @@ import time
 
 import structlog
 from celery import Celery
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
 
 from app.core.config import Settings
 
 RING_TASK = "postroad.ring"
 SWEEP_TASK = "postroad.sweep"
 UPKEEP_TASK = "postroad.upkeep"
+RECHECK_TASK = "postroad.recheck-domains"
 
-_COALESCE_SECONDS = 0.005
+# The first ring leaves at once. Under load one every so often is enough, as busy workers look for more by themselves,
+# and a publisher that never rests would take the interpreter from the API's event loop.
+_REST_SECONDS = 0.03
 _BACKOFF_SECONDS = 2.0
 # A ring that nobody heard in this time is stale: the workers' own poll has long found the mail.
 _RING_EXPIRES_SECONDS = 10
@@ -45,6 +46,8 @@ def make_celery(settings: Settings) -> Celery:
         worker_redirect_stdouts=False,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
+        # No task of ours is acknowledged late, so this cancels nothing; unset, Celery warns at each lost connection.
+        worker_cancel_long_running_tasks_on_connection_loss=True,
         worker_prefetch_multiplier=4,
         beat_max_loop_interval=2,
         timezone="UTC",
@@ -79,14 +82,16 @@ class Doorbell:
             self._wanted.wait()
             if self._closing:
                 return
-            time.sleep(_COALESCE_SECONDS)
             self._wanted.clear()
             try:
                 self._celery.send_task(RING_TASK, expires=_RING_EXPIRES_SECONDS, retry=False)
-            except (KombuError, RedisError, OSError) as error:
+            except Exception as error:
+                # Whatever it was, later rings must be tried: without this thread there would be none.
                 if not broken:
-                    log.warning("doorbell_broken", error=str(error), hint="workers poll until Redis is back")
+                    reason = f"{type(error).__name__}: {error}"[:300]
+                    log.warning("doorbell_broken", error=reason, hint="workers poll until Redis is back")
                 broken = True
                 time.sleep(_BACKOFF_SECONDS)
             else:
                 broken = False
+                time.sleep(_REST_SECONDS)

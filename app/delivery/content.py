@@ -1,8 +1,9 @@
 """From stored messages to the octets that go over the wire: load, compose, sign."""
 
+import asyncio
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,9 @@ from app.domains import service as domains
 from app.mail import address, compose, dkim
 from app.mail.address import Address
 
+# Composing and signing megabytes takes a second, in which nothing else of this process would move.
+_AT_ONCE_BYTES = 256 * 2**10
+
 
 @dataclass(slots=True)
 class Prepared:
@@ -23,51 +27,55 @@ class Prepared:
     content: Content
     signers: list[dkim.Signer]
     return_path_domain: str
-    _octets: bytes | None = None
     smtputf8: bool = False
+    _octets: bytes | None = None
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def octets(self) -> bytes:
+    async def octets(self) -> bytes:
         """The signed mail: the same for every recipient, and for every attempt but for its signatures."""
-        if self._octets is None:
-            mail = _mail(self.content)
-            self.smtputf8 = compose.needs_smtputf8(mail)
-            unsigned = compose.compose(mail)
-            self._octets = dkim.sign(unsigned, self.signers, timestamp=int(time.time())) + unsigned
+        async with self._lock:
+            if self._octets is None:
+                small = self.content.size_bytes <= _AT_ONCE_BYTES
+                self._octets = self._compose() if small else await asyncio.to_thread(self._compose)
         return self._octets
+
+    def _compose(self) -> bytes:
+        mail = _mail(self.content)
+        self.smtputf8 = compose.needs_smtputf8(mail)
+        unsigned = compose.compose(mail)
+        return dkim.sign(unsigned, self.signers, timestamp=int(time.time())) + unsigned
 
 
 async def prepare(session: AsyncSession, keys: Collection[Key], platform_domain: str) -> dict[Key, Prepared]:
     """Load messages by (org_id, message_id) with what signs them. A message whose keys are unusable is absent."""
     contents = await queries.load(session, keys)
-    pairs = {(content.message.org_id, content.message.domain_id) for content in contents.values()}
+    pairs = {(content.org_id, content.domain_id) for content in contents.values()}
     signers = await domains.signing_keys(session, pairs)
     envelopes = await domains.envelope_domains(session, pairs)
     prepared = {}
     for key, content in contents.items():
-        pair = (content.message.org_id, content.message.domain_id)
+        pair = (content.org_id, content.domain_id)
         if pair in signers:
             prepared[key] = Prepared(content, signers[pair], envelopes.get(pair, platform_domain))
     return prepared
 
 
 def _mail(content: Content) -> compose.Mail:
-    message, body = content.message, content.body
-    sender = _address(message.sender)
+    sender = _address(content.sender)
     return compose.Mail(
-        message_id=message_id_header(message.id, sender.domain),
+        message_id=message_id_header(content.message_id, sender.domain),
         # A scheduled mail is dated when it is sent, not when it was handed in.
-        date=max(message.created_at, message.scheduled_at or message.created_at),
+        date=max(content.created_at, content.scheduled_at or content.created_at),
         sender=sender,
-        to=tuple(map(_address, message.to)),
-        cc=tuple(map(_address, message.cc)),
-        reply_to=tuple(map(_address, message.reply_to)),
-        subject=message.subject,
-        text=body.text or None,
-        html=body.html or None,
-        headers=tuple(body.headers.items()),
+        to=tuple(map(_address, content.to)),
+        cc=tuple(map(_address, content.cc)),
+        reply_to=tuple(map(_address, content.reply_to)),
+        subject=content.subject,
+        text=content.text or None,
+        html=content.html or None,
+        headers=tuple(content.headers.items()),
         attachments=tuple(
-            compose.Part(file.filename, file.content_type, file.content, file.content_id)
-            for file in content.attachments
+            compose.Part(file.filename, file.content_type, file.content, file.content_id) for file in content.files
         ),
     )
 

@@ -8,8 +8,8 @@ import os
 import random
 import socket
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -20,7 +20,7 @@ from app.core.config import Settings
 from app.core.db import Database
 from app.delivery import content, queries
 from app.delivery.content import Prepared
-from app.delivery.lease import ByteBudget, Lease
+from app.delivery.lease import ByteBudget, Held, Lease
 from app.delivery.outcome import Claimed, Outcome
 from app.delivery.queries import Key
 from app.delivery.service import HEARTBEAT_SECONDS
@@ -32,15 +32,27 @@ from app.mail.smtp import Timeouts
 from app.messages.status import Status
 
 _BATCH = 100
+# Small claims cost as much as large ones: let this much room gather first.
+_ROOM_MIN = 25
 _CHUNK_BYTES = 4 * 2**20
 _MEMORY_BYTES = 96 * 2**20
 # A content exists as stored, as composed and as written to the socket.
 _COPIES = 4
 _OVERHEAD_BYTES = 4096
+# Loads may not crowd settling and renewing out of the connection pool.
+_LOADS_MAX = 3
 _BACKOFF_SECONDS = 1.0
 _DRAIN_SECONDS = 20.0
+_CLAIM_INTERVAL_SECONDS = 0.01
+_ANY_SIZE_BYTES = 2**62
 # A site may hold this many times its connections in claimed mail; more would let one slow site fill the worker.
 _SITE_BACKLOG = 3
+# Nor may one tenant, however many slow sites it names, fill a worker: it gets no more mail claimed once it holds half,
+# and never more than a quarter at once.
+_TENANT_SHARE = 0.5
+_TENANT_BATCH = 0.25
+
+_AWAY = (SQLAlchemyError, OSError, TimeoutError)
 
 log = structlog.get_logger(__name__)
 
@@ -53,12 +65,14 @@ class Engine:
         self._database = Database(settings, pool_size=4)
         resolver = Resolver(settings.nameservers, timeout_seconds=settings.dns_timeout_seconds)
         self._sites = Sites(settings, resolver, timeouts or Timeouts())
-        self._settler = Settler(settings, self._database, self._on_settled)
+        self._settler = Settler(settings, self._database, self._let_go)
         self._budget = ByteBudget(_MEMORY_BYTES)
-        self._leases: dict[Key, tuple[Claimed, Lease]] = {}
-        self._ready: deque[Claimed] = deque()
+        self._loads = asyncio.Semaphore(_LOADS_MAX)
+        self._held: dict[Key, Held] = {}
+        self._ready: list[Held] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._more_due = False
         self._stopping = False
         self._worker_id = ids.new_id()
 
@@ -72,7 +86,8 @@ class Engine:
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until `stop`."""
+        """Deliver until `stop`. Raises what a part of it did not foresee, after ending what was under way."""
+        claiming = asyncio.create_task(self._claim())
         background = [
             asyncio.create_task(self._settler.run()),
             asyncio.create_task(self._renew_leases()),
@@ -80,17 +95,27 @@ class Engine:
             asyncio.create_task(self._sites.reap()),
         ]
         try:
-            while not self._stopping:
-                more = await self._claim_once()
-                if not more:
-                    await self._rest()
+            # Without one of its parts it would hold mail for ever, or lose its leases.
+            ended, _ = await asyncio.wait([claiming, *background], return_when=asyncio.FIRST_COMPLETED)
+            self.stop()
+            await asyncio.wait([claiming])
             await self._drain()
         finally:
-            for task in background:
+            for task in (claiming, *background):
                 task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.gather(claiming, *background, return_exceptions=True)
             await self._forget()
             await self._database.close()
+        for task in ended:
+            task.result()
+
+    async def _claim(self) -> None:
+        while not self._stopping:
+            began_at = time.monotonic()
+            if not await self._claim_once():
+                await self._rest()
+            # Mail that trickles in is claimed by the handful: a claim of one costs nearly as much as one of many.
+            await asyncio.sleep(max(0.0, began_at + _CLAIM_INTERVAL_SECONDS - time.monotonic()))
 
     async def _rest(self) -> None:
         """Wait for a ring, for room, or for the next poll; polls of many workers are spread."""
@@ -103,91 +128,137 @@ class Engine:
 
     async def _claim_once(self) -> bool:
         """Claim what there is room for; whether more may be due right now."""
-        room = self._settings.delivery_concurrency - len(self._leases)
-        batch = min(_BATCH, room)
-        # Small claims cost as much as large ones: let some room gather first.
-        if self._ready or (room < _BATCH and room < self._settings.delivery_concurrency // 2):
+        concurrency = self._settings.delivery_concurrency
+        room = concurrency - len(self._held)
+        if room < min(_ROOM_MIN, concurrency // 8 + 1):
             return False
-        self._wake.clear()
-        lease = self._settings.lease_seconds
-        busy = self._sites.busy(self._settings.site_connections * _SITE_BACKLOG)
-        started = Lease.from_now(lease)
+        batch = min(_BATCH, room)
+        busy_sites = self._sites.busy(self._settings.site_connections * _SITE_BACKLOG)
+        busy_tenants = self._busy_tenants()
+        size_max_bytes = self._claimable_bytes()
+        asked_at = time.monotonic()
         try:
             async with self._database.transaction() as session:
                 claims = await queries.claim(
-                    session, batch=batch, busy_sites=busy, lease_token=ids.new_id(), lease_seconds=lease
+                    session,
+                    batch=batch,
+                    tenant_batch=max(1, int(concurrency * _TENANT_BATCH)),
+                    busy_sites=busy_sites,
+                    busy_tenants=busy_tenants,
+                    size_max_bytes=size_max_bytes,
+                    lease_token=ids.new_id(),
+                    lease_seconds=self._settings.lease_seconds,
                 )
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("claim_failed", error=f"{type(error).__name__}: {error}"[:300])
+        except _AWAY as error:
+            _warn("claim_failed", error)
             await asyncio.sleep(_BACKOFF_SECONDS)
             return False
         for claimed in claims:
-            self._leases[claimed.org_id, claimed.delivery_id] = (claimed, Lease(lease, started.ends_at))
-            self._sites.enter(claimed.site)
-            self._ready.append(claimed)
+            self._take(claimed, asked_at)
         self._start_ready()
+        # Fewer than asked for need not be all: each tenant had only its share, and the busy ones were left out.
+        self._more_due = bool(claims or busy_sites or busy_tenants) or size_max_bytes < _ANY_SIZE_BYTES
         return bool(claims)
+
+    def _busy_tenants(self) -> list[str]:
+        counts = Counter(org_id for org_id, _ in self._held)
+        share = self._settings.delivery_concurrency * _TENANT_SHARE
+        return [str(org_id) for org_id, count in counts.items() if count >= share]
+
+    def _claimable_bytes(self) -> int:
+        """The largest mail to claim now: large ones wait their turn in the queue, not here."""
+        if any(self._budget.is_large(_memory_bytes(held.claimed)) for held in self._held.values()):
+            return (_MEMORY_BYTES // 4 - _OVERHEAD_BYTES) // _COPIES
+        return _ANY_SIZE_BYTES
+
+    def _take(self, claimed: Claimed, asked_at: float) -> None:
+        key = (claimed.org_id, claimed.delivery_id)
+        if (known := self._held.get(key)) is not None:
+            # Its lease had ended, during an outage of the database perhaps, while the attempt goes on here.
+            known.claimed = claimed
+            known.lease.renew(asked_at)
+            return
+        held = self._held[key] = Held(claimed, Lease.asked_at(asked_at, self._settings.lease_seconds))
+        self._sites.enter(claimed.site)
+        self._ready.append(held)
 
     def _start_ready(self) -> None:
         """Start as much of the claimed mail as memory allows, in chunks that are loaded together."""
-        while self._ready:
-            chunk: list[Claimed] = []
-            taken = 0
-            while self._ready and taken < _CHUNK_BYTES:
-                needed = _memory_bytes(self._ready[0])
-                if not self._budget.try_take(needed):
-                    break
-                taken += needed
-                chunk.append(self._ready.popleft())
-            if not chunk:
-                return
-            task = asyncio.create_task(self._deliver_chunk(chunk))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        waiting: list[Held] = []
+        chunk: list[Held] = []
+        chunk_bytes = 0
+        for held in self._ready:
+            needed = _memory_bytes(held.claimed)
+            if not self._budget.try_take(needed):
+                waiting.append(held)
+                continue
+            held.taken_bytes = needed
+            chunk.append(held)
+            chunk_bytes += needed
+            if chunk_bytes >= _CHUNK_BYTES:
+                self._start(self._deliver_chunk(chunk))
+                chunk, chunk_bytes = [], 0
+        if chunk:
+            self._start(self._deliver_chunk(chunk))
+        self._ready = waiting
 
-    async def _deliver_chunk(self, chunk: Sequence[Claimed]) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _deliver_chunk(self, chunk: Sequence[Held]) -> None:
         """Load the chunk's messages, then transmit each delivery on its own."""
-        keys = {(claimed.org_id, claimed.message_id) for claimed in chunk}
+        started_at = datetime.now(UTC)
+        keys = {(held.claimed.org_id, held.claimed.message_id) for held in chunk}
         try:
-            async with self._database.transaction() as session:
+            async with self._loads, self._database.transaction() as session:
                 prepared = await content.prepare(session, keys, self._settings.return_path_domain)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("load_failed", deliveries=len(chunk), error=f"{type(error).__name__}: {error}"[:300])
+        except _AWAY as error:
+            _warn("load_failed", error)
             # The leases end by themselves and another attempt is made then: nothing is lost, nothing was sent.
-            for claimed in chunk:
-                self._on_settled(claimed)
+            for held in chunk:
+                self._let_go(held)
             return
-        async with asyncio.TaskGroup() as group:
-            for claimed in chunk:
-                group.create_task(self._deliver(claimed, prepared.get((claimed.org_id, claimed.message_id))))
+        except Exception as error:
+            if len(chunk) > 1:
+                # One message that trips us must not take the others with it.
+                for held in chunk:
+                    self._start(self._deliver_chunk([held]))
+                return
+            log.exception("prepare_failed", delivery_id=str(chunk[0].claimed.delivery_id))
+            self._settler.add(chunk[0], _internal_error(error, started_at))
+            return
+        # Each delivery keeps its own message alive, and no other, for as long as it takes.
+        for held in chunk:
+            self._start(self._deliver(held, prepared.get((held.claimed.org_id, held.claimed.message_id))))
 
-    async def _deliver(self, claimed: Claimed, prepared: Prepared | None) -> None:
+    async def _deliver(self, held: Held, prepared: Prepared | None) -> None:
         started_at = datetime.now(UTC)
         try:
-            outcome = await self._attempt(claimed, prepared, started_at)
+            outcome = await self._attempt(held, prepared, started_at)
         except Exception as error:
             # One mail that trips us must neither stop the others nor be lost: it waits like any deferred mail.
-            log.exception("attempt_failed", delivery_id=str(claimed.delivery_id))
-            detail = f"internal error ({type(error).__name__})"
-            outcome = Outcome(Status.DEFERRED, "internal_error", detail, started_at, datetime.now(UTC))
+            log.exception("attempt_failed", delivery_id=str(held.claimed.delivery_id))
+            outcome = _internal_error(error, started_at)
         if outcome is None:
-            await self._give_back(claimed)
+            await self._give_back([held])
         else:
-            self._settler.add(claimed, outcome)
+            self._settler.add(held, outcome)
 
-    async def _attempt(self, claimed: Claimed, prepared: Prepared | None, started_at: datetime) -> Outcome | None:
+    async def _attempt(self, held: Held, prepared: Prepared | None, started_at: datetime) -> Outcome | None:
         """The outcome of an attempt; None when it was not begun because the worker stops."""
+        claimed = held.claimed
         if claimed.expires_at is not None and claimed.expires_at <= started_at:
             detail = "expires_at passed before it could be delivered"
             return Outcome(Status.FAILED, "expired", detail, started_at, started_at)
         if prepared is None:
             detail = "the domain has no usable DKIM key"
             return Outcome(Status.DEFERRED, "no_signing_key", detail, started_at, started_at)
-        _, lease = self._leases[claimed.org_id, claimed.delivery_id]
 
         def may_send() -> bool:
             expired = claimed.expires_at is not None and claimed.expires_at <= datetime.now(UTC)
-            return lease.is_held and not expired
+            return held.lease.is_held and not expired
 
         site = self._sites.get(claimed.site)
         async with site.slots:
@@ -195,42 +266,45 @@ class Engine:
                 return None
             return await attempt(self._sites, site, claimed, prepared, may_send)
 
-    async def _give_back(self, claimed: Claimed) -> None:
+    async def _give_back(self, unbegun: Sequence[Held]) -> None:
         try:
             async with self._database.transaction() as session:
-                await queries.release(session, [claimed])
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("release_failed", error=f"{type(error).__name__}: {error}"[:300])
-        self._on_settled(claimed)
+                await queries.release(session, [held.claimed for held in unbegun])
+        except _AWAY as error:
+            _warn("release_failed", error)
+        for held in unbegun:
+            self._let_go(held)
 
-    def _on_settled(self, claimed: Claimed) -> None:
+    def _let_go(self, held: Held) -> None:
         """The delivery is no longer ours: make room for others."""
-        del self._leases[claimed.org_id, claimed.delivery_id]
-        self._sites.leave(claimed.site)
-        self._budget.give_back(_memory_bytes(claimed))
+        del self._held[held.claimed.org_id, held.claimed.delivery_id]
+        self._sites.leave(held.claimed.site)
+        if held.taken_bytes:
+            self._budget.give_back(held.taken_bytes)
         self._start_ready()
-        self._wake.set()
+        if self._more_due:
+            self._wake.set()
 
     async def _renew_leases(self) -> None:
         """Prolong what is held at a third of its lease, so that two renewals may fail before one is lost."""
         seconds = self._settings.lease_seconds
         while True:
             await asyncio.sleep(seconds / 3)
-            held = list(self._leases.values())
-            if not held:
+            holding = [(held, held.claimed) for held in self._held.values()]
+            if not holding:
                 continue
             asked_at = time.monotonic()
             try:
                 async with self._database.transaction() as session:
-                    kept = await queries.renew(session, [claimed for claimed, _ in held], lease_seconds=seconds)
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                log.warning("renew_failed", error=f"{type(error).__name__}: {error}"[:300])
+                    kept = await queries.renew(session, [claimed for _, claimed in holding], lease_seconds=seconds)
+            except _AWAY as error:
+                _warn("renew_failed", error)
                 continue
-            for claimed, lease in held:
+            for held, claimed in holding:
                 if (claimed.org_id, claimed.delivery_id) in kept:
-                    lease.renew(asked_at)
-                else:
-                    lease.lose()
+                    held.lease.renew(asked_at)
+                elif held.claimed is claimed:
+                    held.lease.lose()
 
     async def _beat(self) -> None:
         host, pid = socket.gethostname(), os.getpid()
@@ -242,24 +316,25 @@ class Engine:
                         self._worker_id,
                         host=host,
                         pid=pid,
-                        in_flight=len(self._leases),
+                        in_flight=len(self._held),
                         outcomes=dict(self._settler.counts),
                     )
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                log.warning("heartbeat_failed", error=f"{type(error).__name__}: {error}"[:300])
+            except _AWAY as error:
+                _warn("heartbeat_failed", error)
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _drain(self) -> None:
         """Give back what was not begun, wait for what was, write all of it down."""
-        while self._ready:
-            await self._give_back(self._ready.popleft())
+        unbegun, self._ready = self._ready, []
+        self._sites.dismiss()
+        await self._give_back(unbegun)
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while self._tasks:
                     await asyncio.wait(self._tasks)
                 await self._settler.drained()
         except TimeoutError:
-            log.warning("drain_timed_out", in_flight=len(self._leases), hint="retried when their leases end")
+            log.warning("drain_timed_out", in_flight=len(self._held), hint="retried when their leases end")
             for task in self._tasks:
                 task.cancel()
 
@@ -267,8 +342,17 @@ class Engine:
         try:
             async with self._database.transaction() as session:
                 await queries.forget_worker(session, self._worker_id)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("farewell_failed", error=f"{type(error).__name__}: {error}"[:300])
+        except _AWAY as error:
+            _warn("farewell_failed", error)
+
+
+def _warn(event: str, error: BaseException) -> None:
+    log.warning(event, error=f"{type(error).__name__}: {error}"[:300])
+
+
+def _internal_error(error: Exception, started_at: datetime) -> Outcome:
+    detail = f"internal error ({type(error).__name__})"
+    return Outcome(Status.DEFERRED, "internal_error", detail, started_at, datetime.now(UTC))
 
 
 def _memory_bytes(claimed: Claimed) -> int:

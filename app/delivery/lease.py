@@ -1,7 +1,9 @@
-"""Leases: how long this worker may act for the deliveries that it claimed, judged by its own monotonic clock."""
+"""What a worker holds: leases judged by its own monotonic clock, and the memory for contents in flight."""
 
 import time
 from dataclasses import dataclass
+
+from app.delivery.outcome import Claimed
 
 # The clock of the database started the lease after ours asked for it, so ours ends first; the margin covers the
 # time between the last look and the octets reaching the host.
@@ -16,12 +18,12 @@ class Lease:
     ends_at: float
 
     @classmethod
-    def from_now(cls, seconds: float) -> "Lease":
-        """A lease that is asked for now."""
-        return cls(seconds, time.monotonic() + seconds * (1 - _MARGIN))
+    def asked_at(cls, moment: float, seconds: float) -> "Lease":
+        """A lease that the database was asked for at a moment of the monotonic clock."""
+        return cls(seconds, moment + seconds * (1 - _MARGIN))
 
     def renew(self, asked_at: float) -> None:
-        """The database prolonged it; `asked_at` is when it was asked to."""
+        """The database prolonged it, or gave it anew; `asked_at` is when it was asked to."""
         self.ends_at = asked_at + self.seconds * (1 - _MARGIN)
 
     def lose(self) -> None:
@@ -34,20 +36,47 @@ class Lease:
         return time.monotonic() < self.ends_at
 
 
+@dataclass(slots=True)
+class Held:
+    """A delivery in this worker's hands, from its claim until its outcome is settled.
+
+    There is one for a delivery, whatever happens: when a lease ends while the attempt goes on and this worker claims
+    the delivery again, the attempt goes on under the new claim.
+    """
+
+    claimed: Claimed
+    lease: Lease
+    taken_bytes: int = 0
+
+
 class ByteBudget:
-    """Bounds the memory for contents in flight. Not fair on purpose: small mails pass while a large one waits."""
+    """Bounds the memory for contents in flight: many small ones within the limit, and beside them one large one.
+
+    So neither waits for the other, and the whole stays below the limit and the largest content together.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._used = 0
+        self._large_in_flight = False
+
+    def is_large(self, size_bytes: int) -> bool:
+        """Whether contents of this size go one at a time."""
+        return size_bytes > self._limit // 4
 
     def try_take(self, size_bytes: int) -> bool:
-        """Take if there is room. A content larger than the whole budget is let in alone."""
-        if self._used and self._used + size_bytes > self._limit:
+        """Take if there is room."""
+        if self.is_large(size_bytes):
+            taken, self._large_in_flight = not self._large_in_flight, True
+            return taken
+        if self._used + size_bytes > self._limit:
             return False
         self._used += size_bytes
         return True
 
     def give_back(self, size_bytes: int) -> None:
         """Return what was taken."""
-        self._used -= size_bytes
+        if self.is_large(size_bytes):
+            self._large_in_flight = False
+        else:
+            self._used -= size_bytes

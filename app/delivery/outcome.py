@@ -13,6 +13,7 @@ from app.messages.status import Status
 # Attempts beyond this wait the longest delay anyhow; without a bound the power would overflow.
 _MAX_DOUBLINGS = 20
 _JITTER = 0.2
+_RESPONSE_MAX_CHARACTERS = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,9 @@ class Outcome:
 
     @property
     def response(self) -> str:
-        """The answer in one line, or why there was none."""
-        return str(self.reply) if self.reply is not None else self.detail
+        """The answer in one line, or why there was none; always storable and bounded, whatever an error says."""
+        text = str(self.reply) if self.reply is not None else self.detail
+        return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()[:_RESPONSE_MAX_CHARACTERS]
 
     def facts(self) -> dict[str, Any]:
         """What an event tells of it."""

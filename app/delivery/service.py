@@ -46,5 +46,4 @@ async def sweep(database: Database) -> bool:
 
 async def upkeep_partitions(database: Database, settings: Settings) -> None:
     """Make coming partitions, drop those past retention."""
-    async with database.engine.begin() as connection:
-        await partitions.upkeep(connection, now=datetime.now(UTC), retention_days=settings.retention_days)
+    await partitions.upkeep(database.engine, now=datetime.now(UTC), retention_days=settings.retention_days)

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.core import ids
 from app.core.config import Settings
 from app.core.db import Database
+from app.core.schemas import rfc3339
 from app.delivery import queries
+from app.delivery.lease import Held
 from app.delivery.outcome import Claimed, Outcome, retry_delay_seconds
 from app.messages.status import Status, sources
 
@@ -27,16 +29,16 @@ log = structlog.get_logger(__name__)
 class Settler:
     """Takes outcomes and settles them. `on_settled` is called for each delivery once its outcome is written."""
 
-    def __init__(self, settings: Settings, database: Database, on_settled: Callable[[Claimed], None]) -> None:
+    def __init__(self, settings: Settings, database: Database, on_settled: Callable[[Held], None]) -> None:
         self._settings = settings
         self._database = database
         self._on_settled = on_settled
-        self._waiting: asyncio.Queue[tuple[Claimed, Outcome]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[Held, Outcome]] = asyncio.Queue()
         self.counts: Counter[str] = Counter()
 
-    def add(self, claimed: Claimed, outcome: Outcome) -> None:
+    def add(self, held: Held, outcome: Outcome) -> None:
         """Settle this soon. The engine's limit on deliveries in flight bounds how many wait here."""
-        self._waiting.put_nowait((claimed, outcome))
+        self._waiting.put_nowait((held, outcome))
 
     async def run(self) -> None:
         """Settle until cancelled."""
@@ -45,38 +47,59 @@ class Settler:
             await asyncio.sleep(_GATHER_SECONDS)
             while len(batch) < _BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
+            # One order for all workers: two that settle rows of one message must not wait for each other in a circle.
+            batch.sort(key=lambda pair: (pair[0].claimed.org_id, pair[0].claimed.delivery_id))
             await self._settle(batch)
+            for held, _ in batch:
+                self._on_settled(held)
+                self._waiting.task_done()
 
     async def drained(self) -> None:
         """Return once everything added so far has been settled."""
         await self._waiting.join()
 
-    async def _settle(self, batch: list[tuple[Claimed, Outcome]]) -> None:
-        # One order for all workers: two that settle rows of one message must not wait for each other in a circle.
-        batch.sort(key=lambda pair: (pair[0].org_id, pair[0].delivery_id))
-        rows = [_rows(claimed, outcome, self._settings) for claimed, outcome in batch]
-        values = {
-            "outcomes": [row for row, _, _ in rows],
-            "attempts": [row for _, row, _ in rows],
-            "events": [event for _, _, events in rows for event in events],
-        }
+    async def _settle(self, batch: list[tuple[Held, Outcome]]) -> None:
+        """Write a batch down, however long the database is away; one row that it refuses holds up no other."""
         while True:
             try:
-                async with self._database.transaction() as session:
-                    held = await queries.settle(session, **values)
-                break
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                await self._write(batch)
+                return
+            except Exception as error:
+                if not _is_away(error):
+                    log.exception("settle_refused", deliveries=len(batch))
+                    break
                 # A mail that was delivered must be written down as such, or it is sent again when its lease ends.
                 log.warning("settle_failed", deliveries=len(batch), error=f"{type(error).__name__}: {error}"[:300])
-                await asyncio.sleep(_RETRY_SECONDS)
-        for (claimed, _), (row, _, _) in zip(batch, rows, strict=True):
-            if (claimed.org_id, claimed.delivery_id) in held:
-                self.counts[row["status"]] += 1
+            await asyncio.sleep(_RETRY_SECONDS)
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._settle(batch[:middle])
+            await self._settle(batch[middle:])
+
+    async def _write(self, batch: Sequence[tuple[Held, Outcome]]) -> None:
+        rows = [_rows(held.claimed, outcome, self._settings) for held, outcome in batch]
+        async with self._database.transaction() as session:
+            kept = await queries.settle(
+                session,
+                outcomes=[row for row, _, _ in rows],
+                attempts=[row for _, row, _ in rows],
+                events=[event for _, _, events in rows for event in events],
+            )
+        for (held, _), (row, _, _) in zip(batch, rows, strict=True):
+            if (held.claimed.org_id, held.claimed.delivery_id) in kept:
+                self.counts[row["status"].value] += 1
             else:
                 self.counts["fenced"] += 1
-                log.warning("outcome_fenced", delivery_id=str(claimed.delivery_id), status=row["status"])
-            self._on_settled(claimed)
-            self._waiting.task_done()
+                log.warning("outcome_fenced", delivery_id=str(held.claimed.delivery_id), status=row["status"].value)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the database is away or overloaded, so that the same rows may well be taken later."""
+    if isinstance(error, DBAPIError):
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        # Connection trouble, conflicts between transactions, resources, restarts and time limits.
+        return error.connection_invalidated or not state or state.startswith(("08", "25", "40", "53", "55", "57"))
+    return isinstance(error, SQLAlchemyError | OSError | TimeoutError)
 
 
 def _rows(
@@ -97,7 +120,6 @@ def _rows(
     }
     attempt = {
         **key,
-        "id": ids.new_id(),
         "number": claimed.attempt,
         "outcome": outcome.status,
         "reason": outcome.reason,
@@ -113,7 +135,7 @@ def _rows(
     }
     facts: dict[str, Any] = {"attempt": claimed.attempt, **outcome.facts(), "reason": reason}
     if next_attempt_at is not None:
-        facts["next_attempt_at"] = next_attempt_at
+        facts["next_attempt_at"] = rfc3339(next_attempt_at)
     events = []
     event = {**key, "message_id": claimed.message_id, "recipient": claimed.recipient}
     if outcome.sent_at is not None:

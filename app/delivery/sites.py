@@ -1,7 +1,6 @@
 """Connections to destination sites: found by MX, opened host by host, kept and reused, limited per site."""
 
 import asyncio
-import ipaddress
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from app.core.config import Settings
+from app.core.networks import is_public
 from app.mail.dns import Addresses, LookupFailed, MailHosts, NoMailHost, NoSuchDomain, NullMx, Resolver
 from app.mail.reply import Phase, Reply
 from app.mail.smtp import Connection, SmtpError, Timeouts, TlsFailed, tls_context
@@ -19,12 +19,10 @@ _ADDRESSES_MAX = 10
 _TRANSACTIONS_MAX = 100
 _IDLE_SECONDS = 5.0
 _REAP_SECONDS = 1.0
+# RFC 5321 §4.5.3.2.1 asks for five minutes of patience with one greeting; this is for all hosts together.
+_CONNECT_SECONDS = 330
 
 log = structlog.get_logger(__name__)
-
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-# `ipaddress.is_private` does not know shared address space (RFC 6598).
-_SHARED = ipaddress.ip_network("100.64.0.0/10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +77,12 @@ class Sites:
         """The sites for which this process holds `limit` deliveries or more."""
         return [name for name, site in self._sites.items() if site.waiting >= limit]
 
+    def dismiss(self) -> None:
+        """Let everyone who waits for a connection through at once: they look whether the worker stops, and leave."""
+        for site in self._sites.values():
+            for _ in range(site.waiting):
+                site.slots.release()
+
     def idle_connection(self, site: Site) -> Connection | None:
         """A kept connection that is ready for another transaction."""
         while site.idle:
@@ -89,7 +93,18 @@ class Sites:
         return None
 
     async def connect(self, name: str) -> Connection | Unreachable:
-        """A new connection to the best host that answers (RFC 5321 §5.1): every host and address in order."""
+        """A new connection to the best host that answers (RFC 5321 §5.1): every host and address in order.
+
+        Hosts that let us wait may not take more than the time for one: their mail is tried again, slots are for all.
+        """
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                return await self._connect(name)
+        except TimeoutError:
+            detail = f"no mail host of {name} was ready within {_CONNECT_SECONDS} s"
+            return Unreachable(Status.DEFERRED, "timed_out", detail)
+
+    async def _connect(self, name: str) -> Connection | Unreachable:
         found = await self._resolver.mail_hosts(name)
         match found:
             case NullMx():
@@ -119,7 +134,7 @@ class Sites:
         return failure
 
     async def _connect_one(self, host: str, address: str) -> Connection | Unreachable:
-        if not self._settings.outbound_allow_private_networks and not _is_public(address):
+        if not self._settings.outbound_allow_private_networks and not is_public(address):
             detail = f"{host} has the address {address}, which is not a public one"
             return Unreachable(Status.DEFERRED, "private_address", detail, host=host, address=address)
         try:
@@ -169,12 +184,6 @@ class Sites:
             if not site.waiting and not site.idle:
                 del self._sites[name]
         await asyncio.gather(*(connection.quit() for connection in leaving))
-
-
-def _is_public(address: str) -> bool:
-    ip: IpAddress = ipaddress.ip_address(address)
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    return ip.is_global and not ip.is_multicast and not (ip.version == 4 and ip in _SHARED)
 
 
 def _unreachable(error: SmtpError, host: str, address: str) -> Unreachable:

@@ -19,7 +19,7 @@ async def attempt(sites: Sites, site: Site, claimed: Claimed, prepared: Prepared
     Never raises for what a peer or a network does.
     """
     started_at = datetime.now(UTC)
-    content = prepared.octets()
+    content = await prepared.octets()
     envelope = _envelope(claimed, prepared)
     # A kept connection may have been closed by its peer in this very moment: that costs no attempt, as nothing
     # was sent yet. A fresh one that fails is the host's doing.

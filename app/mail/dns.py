@@ -161,6 +161,11 @@ class Resolver:
             return failed[0]
         return NotFound(any(isinstance(found, NotFound) and found.no_such_name for found in answers))
 
+    async def address_list(self, host: str) -> tuple[str, ...]:
+        """As `addresses`; empty when there are none, or nobody could say."""
+        found = await self.addresses(host)
+        return found.values if isinstance(found, Addresses) else ()
+
     async def txt(self, name: str, *, fresh: bool = False) -> Found:
         """TXT records, the strings of each joined (RFC 7208 §3.3). fresh: ask again, whatever is
         remembered.

@@ -156,9 +156,13 @@ class Connection:
             raise Refused("greeting", phase=Phase.GREETING, reply=greeting)
         await self._hello(ehlo_name)
         if tls is not None and "STARTTLS" in self.extensions:
-            await self._start_tls(tls)
-            # What was offered in plaintext may have been forged (RFC 3207 §4.2).
-            await self._hello(ehlo_name)
+            try:
+                await self._start_tls(tls)
+                # What was offered in plaintext may have been forged (RFC 3207 §4.2).
+                await self._hello(ehlo_name)
+            except (ConnectionLost, TimedOut) as error:
+                # Some hosts offer what they cannot do, and show it only by closing or falling silent.
+                raise TlsFailed(f"STARTTLS broke: {error}", phase=Phase.STARTTLS, reply=error.reply) from error
 
     async def _hello(self, name: str) -> None:
         lines = await self._ask(b"EHLO %b\r\n" % name.encode(), Phase.EHLO)

@@ -125,6 +125,7 @@ class QueuedDelivery(Base):
             "postgresql_with": {
                 "fillfactor": "70",
                 "autovacuum_vacuum_scale_factor": "0.02",
+                "autovacuum_analyze_scale_factor": "0.02",
                 "autovacuum_vacuum_threshold": "1000",
             }
         },
@@ -146,18 +147,16 @@ class QueuedDelivery(Base):
 
 
 class Attempt(Base):
-    """One try to transmit a delivery, with the host's own words. Partitioned by week of `id`."""
+    """One try to transmit a delivery, with the host's own words. Partitioned by week of `delivery_id`."""
 
     __tablename__ = "attempts"
     __table_args__ = (
-        PrimaryKeyConstraint("org_id", "id"),
+        PrimaryKeyConstraint("org_id", "delivery_id", "number"),
         ForeignKeyConstraint(["org_id", "delivery_id"], ["deliveries.org_id", "deliveries.id"]),
-        Index(None, "org_id", "delivery_id"),
-        _BY_ID,
+        {"postgresql_partition_by": "RANGE (delivery_id)"},
     )
 
     org_id: Mapped[UUID]
-    id: Mapped[UUID]
     delivery_id: Mapped[UUID]
     number: Mapped[int]
     outcome: Mapped[str]

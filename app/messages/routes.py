@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from app.accounts.principal import Principal, Requires
+from app.accounts.principal import Principal, Requires, Route
 from app.accounts.scopes import Scope
 from app.core.db import Transaction, after_commit
 from app.core.errors import responses
@@ -14,7 +14,7 @@ from app.core.pagination import PageQuery
 from app.core.schemas import Envelope
 from app.messages import schemas, service
 
-router = APIRouter(prefix="/api/v1/messages", tags=["Messages"])
+router = APIRouter(prefix="/api/v1/messages", tags=["Messages"], route_class=Route)
 
 Sender = Annotated[Principal, Depends(Requires(Scope.SEND))]
 Reader = Annotated[Principal, Depends(Requires(Scope.MESSAGES))]
@@ -25,7 +25,7 @@ Reader = Annotated[Principal, Depends(Requires(Scope.MESSAGES))]
     status_code=202,
     operation_id="send_message",
     summary="Send a single email message",
-    responses=responses(400, 401, 403, 409, 413, 422, 429, 503),
+    responses=responses(401, 403, 409, 413, 422, 429, 503),
 )
 async def send(
     body: schemas.SendRequest, principal: Sender, session: Transaction, once: OnceKey, request: Request

@@ -13,13 +13,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
     WithJsonSchema,
     model_validator,
 )
 
 from app.core.pagination import Pagination
-from app.core.schemas import Body, Text, Timestamp, TimestampInput
+from app.core.schemas import Body, Text, Timestamp, TimestampInput, check_storable
 from app.mail import address, headers
 from app.mail.address import Address
 from app.messages.status import Status
@@ -31,6 +32,7 @@ MAX_SUBJECT_CHARACTERS = 998
 MAX_HEADER_CHARACTERS = 4_000
 MAX_TAGS = 10
 MAX_METADATA = 50
+MAX_METADATA_CHARACTERS = 1000
 
 _NAMED_KEYS = {"email", "name"}
 
@@ -40,7 +42,7 @@ def _read_address(value: object) -> Address:
         return value
     if isinstance(value, str):
         return address.parse(value)
-    if not isinstance(value, dict) or not set(value) <= _NAMED_KEYS or not isinstance(value.get("email"), str):
+    if not isinstance(value, dict) or not value.keys() <= _NAMED_KEYS or not isinstance(value.get("email"), str):
         raise ValueError('must be "a@b", "Name <a@b>" or {"email": "a@b", "name": "Name"}')
     name = value.get("name")
     if name is not None and not isinstance(name, str):
@@ -49,7 +51,8 @@ def _read_address(value: object) -> Address:
 
 
 def _listed(value: object) -> object:
-    return value if isinstance(value, list) or value is None else [value]
+    # A single address is read here, so that an error points at it and not at a list that the client never sent.
+    return value if isinstance(value, list) else [_read_address(value)]
 
 
 def _decode_base64(value: object) -> bytes:
@@ -69,23 +72,30 @@ def _check_content_id(value: str) -> str:
     return headers.check_content_id(value.removeprefix("<").removesuffix(">"))
 
 
+def _check_header_text(value: str) -> str:
+    return headers.check_text(value, max_characters=MAX_HEADER_CHARACTERS)
+
+
 def _check_headers(value: dict[str, str]) -> dict[str, str]:
     seen = set()
-    for name, text in value.items():
-        headers.check_name(name)
-        headers.check_text(text, max_characters=MAX_HEADER_CHARACTERS)
+    for name in value:
         if name.lower() in seen:
             raise ValueError(f"the header {name} is given twice")
         seen.add(name.lower())
     return value
 
 
-def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    for item in value.values():
-        if isinstance(item, float) and not math.isfinite(item):
-            raise ValueError("numbers must be finite")
-        if isinstance(item, int) and not -(2**53) < item < 2**53:
-            raise ValueError("integers must fit in 53 bits, so that every JSON reader keeps them")
+def _check_metadata_value(value: object) -> str | bool | int | float:
+    if isinstance(value, str):
+        if len(value) > MAX_METADATA_CHARACTERS:
+            raise ValueError(f"a string may have {MAX_METADATA_CHARACTERS} characters")
+        return check_storable(value)
+    if not isinstance(value, bool | int | float):
+        raise ValueError("must be a string, a number or a boolean")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("numbers must be finite")
+    if isinstance(value, int) and not -(2**53) < value < 2**53:
+        raise ValueError("integers must fit in 53 bits, so that every JSON reader keeps them")
     return value
 
 
@@ -111,7 +121,14 @@ AddressField = Annotated[
 ]
 Recipients = Annotated[list[AddressField], BeforeValidator(_listed), Field(max_length=MAX_RECIPIENTS)]
 Label = Annotated[Text, Field(min_length=1, max_length=128)]
-MetadataValue = Annotated[Text, Field(max_length=1000)] | StrictBool | int | float
+# Checked by hand: a union of types would name its members in the pointers of its errors.
+MetadataValue = Annotated[
+    Any,
+    PlainValidator(_check_metadata_value),
+    WithJsonSchema({"type": ["string", "boolean", "number"], "maxLength": MAX_METADATA_CHARACTERS}),
+]
+HeaderName = Annotated[str, AfterValidator(headers.check_name)]
+HeaderText = Annotated[str, AfterValidator(_check_header_text)]
 
 
 class AttachmentIn(Body):
@@ -161,16 +178,16 @@ class SendRequest(Body):
     subject: Annotated[str, AfterValidator(_check_subject)] = Field(max_length=MAX_SUBJECT_CHARACTERS)
     html: Text | None = None
     text: Text | None = None
-    headers: Annotated[dict[str, str], AfterValidator(_check_headers)] = Field(
+    headers: Annotated[dict[HeaderName, HeaderText], AfterValidator(_check_headers)] = Field(
         default={}, max_length=MAX_HEADERS, description="Further header fields; those that Postroad writes are refused."
     )
     attachments: list[AttachmentIn] = Field(default=[], max_length=MAX_ATTACHMENTS)
     tags: list[Label] = Field(default=[], max_length=MAX_TAGS, description="Never leave in headers.")
-    metadata: Annotated[dict[Label, MetadataValue], AfterValidator(_check_metadata)] = Field(
+    metadata: dict[Label, MetadataValue] = Field(
         default={}, max_length=MAX_METADATA, description="Yours; never leaves in headers, comes back on every event."
     )
-    track_opens: bool = False
-    track_clicks: bool = False
+    track_opens: StrictBool = False
+    track_clicks: StrictBool = False
     scheduled_at: TimestampInput | None = Field(default=None, description="Not sent before; at most 30 days ahead.")
     expires_at: TimestampInput | None = Field(default=None, description="Not sent after: then it has failed (expired).")
     vmta: Label | None = Field(default=None, description="Name or id of the virtual MTA to send from.")

@@ -267,7 +267,6 @@ def upgrade() -> None:
     op.create_table(
         "attempts",
         sa.Column("org_id", sa.Uuid(), nullable=False),
-        sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("outcome", sa.Text(), nullable=False),
@@ -286,10 +285,9 @@ def upgrade() -> None:
             ["deliveries.org_id", "deliveries.id"],
             name=op.f("fk_attempts_org_id_delivery_id"),
         ),
-        sa.PrimaryKeyConstraint("org_id", "id", name=op.f("pk_attempts")),
-        postgresql_partition_by="RANGE (id)",
+        sa.PrimaryKeyConstraint("org_id", "delivery_id", "number", name=op.f("pk_attempts")),
+        postgresql_partition_by="RANGE (delivery_id)",
     )
-    op.create_index(op.f("ix_attempts_org_id_delivery_id"), "attempts", ["org_id", "delivery_id"], unique=False)
     op.create_table(
         "delivery_queue",
         sa.Column("org_id", sa.Uuid(), nullable=False),
@@ -312,6 +310,7 @@ def upgrade() -> None:
         postgresql_with={
             "fillfactor": "70",
             "autovacuum_vacuum_scale_factor": "0.02",
+            "autovacuum_analyze_scale_factor": "0.02",
             "autovacuum_vacuum_threshold": "1000",
         },
     )
@@ -323,7 +322,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index(op.f("ix_delivery_queue_org_id_next_attempt_at"), table_name="delivery_queue")
     op.drop_table("delivery_queue")
-    op.drop_index(op.f("ix_attempts_org_id_delivery_id"), table_name="attempts")
     op.drop_table("attempts")
     op.drop_table("message_bodies")
     op.drop_index(op.f("ix_deliveries_org_id_recipient"), table_name="deliveries")

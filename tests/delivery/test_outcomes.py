@@ -32,7 +32,9 @@ async def test_a_deferral_is_tried_again_and_delivered(
     assert (deferred["code"], deferred["enhanced_code"], deferred["phase"]) == (451, "4.7.1", "rcpt")
     assert len(mx.mails) == 1
     async with database.transaction() as session:
-        rows = list(await session.scalars(select(Attempt).where(Attempt.org_id == sender.org_id).order_by(Attempt.id)))
+        rows = list(
+            await session.scalars(select(Attempt).where(Attempt.org_id == sender.org_id).order_by(Attempt.number))
+        )
         left = (await session.scalars(select(QueuedDelivery).where(QueuedDelivery.org_id == sender.org_id))).all()
     assert [(row.number, row.outcome, row.code) for row in rows] == [(1, "deferred", 451), (2, "delivered", 250)]
     assert left == [], "a finished delivery leaves the hot queue"
