@@ -15,6 +15,7 @@ from app.core import problems
 from app.core.config import Settings, get_settings
 from app.core.db import Database
 from app.core.errors import Problem
+from app.core.fetch import Fetcher
 from app.core.middleware import RequestMiddleware
 from app.core.queue import Doorbell
 from app.core.ratelimit import RateLimiter
@@ -23,6 +24,7 @@ from app.domains import routes as domains
 from app.local import pages
 from app.mail.dns import Resolver
 from app.messages import routes as messages
+from app.messages.notices import SystemMailer
 
 _DESCRIPTION = """
 Transactional e-mail: accept, sign, deliver, and tell what became of each mail.
@@ -65,7 +67,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.redis = connect(settings)
     app.state.rate_limiter = RateLimiter(app.state.redis)
     app.state.resolver = Resolver(settings.nameservers, timeout_seconds=settings.dns_timeout_seconds)
+    app.state.fetcher = Fetcher(settings, app.state.resolver.address_list)
     app.state.doorbell = Doorbell(settings)
+    app.state.mailer = SystemMailer(settings, app.state.doorbell.ring)
     last_used = asyncio.create_task(LAST_USED.run(app.state.database))
     try:
         yield

@@ -7,7 +7,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.accounts import queries
+from app.accounts import key_queries
 from app.core.db import Database
 
 _FLUSH_SECONDS = 10
@@ -35,7 +35,7 @@ class LastUsed:
         is_written = False
         try:
             async with database.transaction() as session:
-                await queries.mark_keys_used(session, used)
+                await key_queries.mark_keys_used(session, used)
             is_written = True
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.warning("last_used_not_written", keys=len(used), error=type(error).__name__)

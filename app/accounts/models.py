@@ -1,4 +1,4 @@
-"""Tables of organizations, their users, the users' sessions and the organizations' API keys."""
+"""Tables of organizations, their users, what users log in and prove themselves with, and API keys."""
 
 from datetime import datetime
 from uuid import UUID
@@ -17,13 +17,20 @@ def _quoted(values: type[Role] | type[Scope]) -> str:
 
 
 class Organization(Base):
-    """A tenant."""
+    """A tenant. While it is suspended, with a reason that its people are told, it reads and does not send."""
 
     __tablename__ = "organizations"
+    __table_args__ = (
+        CheckConstraint("(suspended_at IS NULL) = (suspension_reason IS NULL)", name="suspension"),
+        # The claim asks for these every time: few rows, found without reading all organizations.
+        Index("ix_organizations_suspended", "id", postgresql_where=text("suspended_at IS NOT NULL")),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    suspended_at: Mapped[datetime | None]
+    suspension_reason: Mapped[str | None]
 
 
 class User(Base):
@@ -33,6 +40,7 @@ class User(Base):
     __table_args__ = (
         CheckConstraint(f"role IN ({_quoted(Role)})", name="role"),
         CheckConstraint("token_epoch >= 0", name="token_epoch"),
+        Index("ix_users_operators", "org_id", postgresql_where=text("is_operator")),
     )
 
     org_id: Mapped[UUID] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
@@ -71,10 +79,70 @@ class Session(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class OneTimeToken(Base):
+    """A token that was mailed to a user, of which only the SHA-256 is kept; good once, for one purpose, for a while."""
+
+    __tablename__ = "one_time_tokens"
+    __table_args__ = (
+        ForeignKeyConstraint(["org_id", "user_id"], ["users.org_id", "users.id"], ondelete="CASCADE"),
+        CheckConstraint("purpose IN ('verify_email', 'reset_password')", name="purpose"),
+        CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
+        Index(None, "org_id", "user_id"),
+    )
+
+    org_id: Mapped[UUID] = mapped_column(primary_key=True)
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    user_id: Mapped[UUID]
+    purpose: Mapped[str]
+    token_hash: Mapped[bytes] = mapped_column(unique=True)
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Invitation(Base):
+    """Someone was asked by mail to join an organization; gone once accepted or withdrawn, or when its maker goes."""
+
+    __tablename__ = "invitations"
+    __table_args__ = (
+        ForeignKeyConstraint(["org_id", "invited_by"], ["users.org_id", "users.id"], ondelete="CASCADE"),
+        CheckConstraint(f"role IN ({_quoted(Role)})", name="role"),
+        CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
+        Index("uq_invitations_email", "org_id", "email", unique=True),
+        Index(None, "org_id", "invited_by"),
+    )
+
+    org_id: Mapped[UUID] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    email: Mapped[str]
+    name: Mapped[str | None]
+    role: Mapped[str]
+    token_hash: Mapped[bytes] = mapped_column(unique=True)
+    invited_by: Mapped[UUID | None]
+    expires_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class KnownAddress(Base):
+    """A network address from which a user has logged in, as a keyed hash: guessing elsewhere does not lock it out."""
+
+    __tablename__ = "known_addresses"
+    __table_args__ = (
+        ForeignKeyConstraint(["org_id", "user_id"], ["users.org_id", "users.id"], ondelete="CASCADE"),
+        CheckConstraint("octet_length(address_hash) = 32", name="address_hash"),
+    )
+
+    org_id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    address_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class ApiKey(Base):
     """An API key, of which only the prefix and the SHA-256 are kept. NULL restrictions restrict nothing.
 
-    Keys belong to the organization: they outlive the user who made them.
+    Keys belong to the organization: they outlive the user who made them. After a rotation the secret before it is
+    good until `previous_expires_at`.
     """
 
     __tablename__ = "api_keys"
@@ -87,14 +155,24 @@ class ApiKey(Base):
         CheckConstraint("cardinality(domains) > 0", name="domains"),
         CheckConstraint("cardinality(source_addresses) > 0", name="source_addresses"),
         CheckConstraint("octet_length(secret_hash) = 32", name="secret_hash"),
+        CheckConstraint(
+            "num_nulls(previous_prefix, previous_secret_hash, previous_expires_at) IN (0, 3)", name="previous"
+        ),
         Index(None, "org_id", "created_by"),
+        Index(None, "prefix"),
+        Index(None, "previous_prefix", postgresql_where=text("previous_prefix IS NOT NULL")),
     )
 
     org_id: Mapped[UUID] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str]
-    prefix: Mapped[str] = mapped_column(unique=True)
+    # Shown and searched by. Two keys may by chance share one: the hash decides.
+    prefix: Mapped[str]
     secret_hash: Mapped[bytes]
+    previous_prefix: Mapped[str | None]
+    previous_secret_hash: Mapped[bytes | None]
+    previous_expires_at: Mapped[datetime | None]
+    is_test: Mapped[bool] = mapped_column(server_default=text("false"))
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
     domains: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     source_addresses: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
@@ -102,3 +180,10 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
     created_by: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether it is bound to domains, source addresses, a last day or to test mode."""
+        return self.is_test or any(
+            bound is not None for bound in (self.domains, self.source_addresses, self.expires_at)
+        )

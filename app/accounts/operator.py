@@ -1,24 +1,36 @@
-"""`postroad operator`: the people who run the platform, made and listed where the database is at hand."""
+"""`postroad operator`: who runs the platform and whom it serves, from where the database is at hand."""
 
 import argparse
 import asyncio
 import getpass
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.accounts import queries, service
+from app.accounts import queries, service, suspension
+from app.accounts.models import Organization
 from app.accounts.schemas import RegisterBody, normalised_email
 from app.core.config import get_settings
 from app.core.db import Database
 from app.core.errors import NotFound, PostroadError
 
 _LISTED_MAX = 1000
+_REASON_MAX_CHARACTERS = 500
 
 Row = tuple[str, ...]
-_HEADING: Row = ("EMAIL", "NAME", "ORGANIZATION", "VERIFIED", "LAST LOG-IN")
+_USERS: Row = ("EMAIL", "NAME", "ORGANIZATION", "VERIFIED", "LAST LOG-IN")
+_ORGANIZATIONS: Row = ("ID", "ORGANIZATION", "USERS", "CREATED", "STATE")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a command prints."""
+
+    heading: Row
+    rows: Sequence[Row]
 
 
 async def create_operator(database: Database, *, email: str, password: str, name: str, organization_name: str) -> Row:
@@ -66,30 +78,66 @@ async def verify_email(database: Database, *, email: str) -> Row:
         return user.email, user.name, organization.name, "yes", last_login
 
 
+async def list_organizations(database: Database) -> list[Row]:
+    """Organizations as rows of the table that is printed: the suspended first, then the newest, at most a thousand."""
+    async with database.transaction() as session:
+        found = await queries.organizations(session, limit=_LISTED_MAX)
+    return [_organization_row(organization, users) for organization, users in found]
+
+
+async def suspend(database: Database, id_or_name: str, *, reason: str) -> Row:
+    """Suspend an organization. Raises ValueError and the errors of `suspension.suspend`."""
+    reason = reason.strip()
+    if not 0 < len(reason) <= _REASON_MAX_CHARACTERS or not reason.isprintable():
+        raise ValueError(f"The reason is one line of 1 to {_REASON_MAX_CHARACTERS} characters: it is told to users.")
+    async with database.transaction() as session:
+        return _organization_row(await suspension.suspend(session, id_or_name, reason=reason))
+
+
+async def resume(database: Database, id_or_name: str) -> Row:
+    """End a suspension. Raises the errors of `suspension.resume`."""
+    async with database.transaction() as session:
+        return _organization_row(await suspension.resume(session, id_or_name))
+
+
+def _organization_row(organization: Organization, users: int | None = None) -> Row:
+    state = "active"
+    if organization.suspended_at is not None:
+        state = f"suspended {organization.suspended_at:%Y-%m-%dT%H:%M:%SZ}: {organization.suspension_reason}"
+    count = "" if users is None else str(users)
+    return str(organization.id), organization.name, count, f"{organization.created_at:%Y-%m-%d}", state
+
+
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `operator create|list|verify-email` to the command line."""
-    parser = subparsers.add_parser("operator", help="make and list operators, verify addresses")
+    """Add `operator create|list|verify-email|suspend|resume` to the command line."""
+    parser = subparsers.add_parser("operator", help="make and list operators, verify addresses, suspend organizations")
     commands = parser.add_subparsers(dest="operator_command", required=True)
     create = commands.add_parser("create", help="make a user who may run the platform")
     create.add_argument("--email", required=True)
     create.add_argument("--password", help="asked for when left out, which keeps it out of the shell's history")
     create.add_argument("--name", required=True)
     create.add_argument("--organization", required=True)
-    commands.add_parser("list", help="list the operators")
+    commands.add_parser("list", help="list operators, and organizations with their state")
     verify = commands.add_parser("verify-email", help="take a user's address for verified")
     verify.add_argument("email", metavar="EMAIL")
+    suspending = commands.add_parser("suspend", help="let an organization read only, and hold its mail")
+    suspending.add_argument("--reason", required=True, help="one line, which its people are told")
+    resuming = commands.add_parser("resume", help="end a suspension; mail that waited is sent")
+    for command in (suspending, resuming):
+        command.add_argument("organization", metavar="ORGANIZATION", help="its id, or its exact name")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed command line asks for; the exit status."""
     try:
-        rows = asyncio.run(_with_database(_command(args)))
+        tables = asyncio.run(_with_database(_command(args)))
     except ValidationError as error:
         for flaw in error.errors():
             print(f"{'.'.join(map(str, flaw['loc']))}: {flaw['msg']}", file=sys.stderr)
         return 1
-    except NotFound:
-        print("There is no user with this e-mail address.", file=sys.stderr)
+    except NotFound as error:
+        what = "organization with this id or name" if "organization" in error.code else "user with this e-mail address"
+        print(f"There is no {what}.", file=sys.stderr)
         return 1
     except SQLAlchemyError as error:
         # Its own text would show the statement with all its values.
@@ -101,16 +149,22 @@ def run(args: argparse.Namespace) -> int:
     except (PostroadError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    _print_table(rows)
+    print("\n\n".join(map(_lines, tables)))
     return 0
 
 
-def _command(args: argparse.Namespace) -> Callable[[Database], Awaitable[Sequence[Row]]]:
-    async def command(database: Database) -> Sequence[Row]:
-        if args.operator_command == "list":
-            return await list_operators(database)
-        if args.operator_command == "verify-email":
-            return [await verify_email(database, email=args.email)]
+def _command(args: argparse.Namespace) -> Callable[[Database], Awaitable[Sequence[Table]]]:
+    async def command(database: Database) -> Sequence[Table]:
+        match args.operator_command:
+            case "list":
+                organizations = Table(_ORGANIZATIONS, await list_organizations(database))
+                return [Table(_USERS, await list_operators(database)), organizations]
+            case "verify-email":
+                return [Table(_USERS, [await verify_email(database, email=args.email)])]
+            case "suspend":
+                return [Table(_ORGANIZATIONS, [await suspend(database, args.organization, reason=args.reason)])]
+            case "resume":
+                return [Table(_ORGANIZATIONS, [await resume(database, args.organization)])]
         created = await create_operator(
             database,
             email=args.email,
@@ -118,12 +172,12 @@ def _command(args: argparse.Namespace) -> Callable[[Database], Awaitable[Sequenc
             name=args.name,
             organization_name=args.organization,
         )
-        return [created]
+        return [Table(_USERS, [created])]
 
     return command
 
 
-async def _with_database(command: Callable[[Database], Awaitable[Sequence[Row]]]) -> Sequence[Row]:
+async def _with_database(command: Callable[[Database], Awaitable[Sequence[Table]]]) -> Sequence[Table]:
     database = Database(get_settings(), pool_size=1)
     try:
         return await command(database)
@@ -131,7 +185,8 @@ async def _with_database(command: Callable[[Database], Awaitable[Sequence[Row]]]
         await database.close()
 
 
-def _print_table(rows: Sequence[Row]) -> None:
-    widths = [max(map(len, column)) for column in zip(_HEADING, *rows, strict=True)]
-    for row in (_HEADING, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _lines(table: Table) -> str:
+    widths = [max(map(len, column)) for column in zip(table.heading, *table.rows, strict=True)]
+    rows = (table.heading, *table.rows)
+    cells = (zip(row, widths, strict=True) for row in rows)
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in cells)

@@ -42,15 +42,21 @@ _threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
 _waiting = 0
 
 
-async def hash_password(password: str) -> str:
-    """A new argon2id hash. Raises Unavailable when too many wait already."""
-    return await _in_thread(lambda: str(_HASHER.hash(_prepared(password))))
+async def hash_password(password: str, *, by_stranger: bool = False) -> str:
+    """A new argon2id hash. Raises Unavailable when too many wait already; `by_stranger` as in `verify_password`."""
+    return await _in_thread(lambda: str(_HASHER.hash(_prepared(password))), by_stranger)
 
 
-async def verify_password(password: str, password_hash: str | None) -> bool:
-    """Whether the password fits; without a hash the same work is done in vain. Raises Unavailable."""
-    fits = await _in_thread(lambda: bool(_HASHER.verify(_prepared(password), password_hash or _NOBODYS_HASH)))
-    return fits and password_hash is not None
+async def verify_password(password: str, password_hash: str | None, *, by_stranger: bool = False) -> bool:
+    """Whether the password fits; without a hash the same work is done in vain. Raises Unavailable.
+
+    Strangers may take up half of the waiting room: a flood of them leaves the rest to whom we have seen before.
+    """
+
+    def verify() -> bool:
+        return bool(_HASHER.verify(_prepared(password), password_hash or _NOBODYS_HASH))
+
+    return await _in_thread(verify, by_stranger) and password_hash is not None
 
 
 def refuse_common(password: str) -> None:
@@ -64,9 +70,9 @@ def _prepared(password: str) -> str:
     return unicodedata.normalize("NFC", password)
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def _in_thread(work: Callable[[], T], by_stranger: bool) -> T:
     global _waiting  # noqa: PLW0603 - one count for the one pool above
-    if _waiting >= _WAITING_MAX:
+    if _waiting >= (_WAITING_MAX // 2 if by_stranger else _WAITING_MAX):
         raise Unavailable("busy", "Too many passwords are being checked at the moment; try again shortly.")
     _waiting += 1
     try:

@@ -4,8 +4,10 @@ import ipaddress
 import os
 import re
 import secrets
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -32,7 +34,8 @@ Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
 class Settings(BaseSettings):
     """Every setting of Postroad. `.env.example` says what each one means."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True)
+    # An error about one setting must not print the others, secrets among them.
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
 
     mode: Literal["local", "production"] = Field(default="production", validation_alias="POSTROAD_MODE")
     secret_key: SecretStr = SecretStr("")
@@ -49,6 +52,7 @@ class Settings(BaseSettings):
     trusted_proxies: str = ""
 
     require_verified_email: bool | None = None
+    system_mail_from: str = ""
     rate_limit_key_per_minute: int = Field(default=60_000, ge=1)
     rate_limit_organization_per_minute: int = Field(default=120_000, ge=1)
     rate_limit_address_per_minute: int = Field(default=300, ge=1)
@@ -63,6 +67,10 @@ class Settings(BaseSettings):
     outbound_smtp_port: int = Field(default=25, ge=1, le=65_535)
     outbound_tls_ca_file: Path | None = None
     outbound_allow_private_networks: bool | None = None
+    webhook_allow_private_networks: bool = False
+
+    dkim_overlap_seconds: Seconds = 7 * 86_400
+    domain_recheck_seconds: Seconds = 6 * 3600
 
     worker_processes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64)
     delivery_concurrency: int = Field(default=400, ge=1, le=10_000)
@@ -72,13 +80,21 @@ class Settings(BaseSettings):
     sweep_seconds: Seconds = 5
     retry_first_seconds: Seconds = 300
     retry_max_seconds: Seconds = 4 * 3600
-    retry_for_seconds: Seconds = 3 * 86_400
-    retention_days: int = Field(default=90, ge=1, le=3650)
+    retry_for_seconds: Annotated[float, Field(gt=0, le=7 * 86_400)] = 3 * 86_400
+    # Longer than a mail can wait: scheduled 30 days ahead, then tried for days, in partitions of whole weeks.
+    retention_days: int = Field(default=90, ge=45, le=3650)
 
     @field_validator("blocked_attachment_extensions", mode="before")
     @classmethod
     def _split_words(cls, value: object) -> object:
         return frozenset(value.lower().replace(",", " ").split()) if isinstance(value, str) else value
+
+    @field_validator("system_mail_from")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        if value and not re.fullmatch(r"([^<>\x00-\x1f]*<)?[^\s<>@]+@[^\s<>@]+\.[^\s<>@]+(?(1)>)", value):
+            raise ValueError('SYSTEM_MAIL_FROM: give one address, "a@example.com" or "Name <a@example.com>"')
+        return value
 
     @field_validator("dns_nameservers")
     @classmethod
@@ -122,8 +138,8 @@ def _parse_nameservers(text: str) -> tuple[tuple[str, int], ...]:
     """Parse `host:port,host,[v6]:port`; ports default to 53. Raises ValueError with a sentence."""
     servers = []
     for item in filter(None, (part.strip() for part in text.split(","))):
-        parsed = urlsplit(f"//{item}" if item.count(":") < 2 or item.startswith("[") else f"//[{item}]")
         try:
+            parsed = urlsplit(f"//{item}" if item.count(":") < 2 or item.startswith("[") else f"//[{item}]")
             servers.append((str(ipaddress.ip_address(parsed.hostname or "")), parsed.port or 53))
         except ValueError as error:
             raise ValueError(f"DNS_NAMESERVERS: {item!r} is not an address with an optional port") from error
@@ -139,15 +155,14 @@ def _hostname() -> str:
 def _kept_secret(data_dir: Path) -> str:
     """The secret of a local installation: made once, kept in DATA_DIR for its owner's eyes only."""
     path = data_dir / "secret_key"
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        secret = secrets.token_hex(32)
-        file.write(secret)
-    return secret
+    data_dir.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        # Linked when it is whole: of processes that start together, none may read an empty secret.
+        with NamedTemporaryFile("w", dir=data_dir, prefix="secret_key.") as file, suppress(FileExistsError):
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.link(file.name, path)
+    return path.read_text().strip()
 
 
 @lru_cache

@@ -28,6 +28,7 @@ FILE_NAME = "dev-credentials.json"
 EMAIL = "developer@postroad.test"
 DOMAIN = "mail.postroad.test"
 SENDER = f"hello@{DOMAIN}"
+SYSTEM_SENDER = f"Postroad <postroad@{DOMAIN}>"
 SELECTOR = "postroad"
 KEY_NAME = "Local development"
 
@@ -59,6 +60,7 @@ async def run(settings: Settings, base_url: str) -> Path:
             log.info("credentials_made", path=str(path))
         async with database.transaction() as session:
             await _ensure_domain(session)
+            await _ensure_operator(session)
     finally:
         await database.close()
     _write(path, base_url, known)
@@ -104,6 +106,13 @@ async def _ensure_domain(session: AsyncSession) -> None:
         await domains.trust(session, user.org_id, made.id)
     elif found.status != "verified":
         await domains.trust(session, user.org_id, found.id)
+
+
+async def _ensure_operator(session: AsyncSession) -> None:
+    """Postroad's own mails leave from the domain of an operator."""
+    user = await _user(session, EMAIL)
+    if user is not None:
+        user.is_operator = True
 
 
 async def _user(session: AsyncSession, email: str) -> User | None:

@@ -165,6 +165,8 @@ async def _listens(ports: tuple[int, int] | None) -> bool:
 def _export(settings: Settings, urls: dict[str, str], ports: tuple[int, int] | None) -> Settings:
     """Put what was found out into the environment, for the children and this process; the new settings."""
     os.environ.update(urls, DATA_DIR=str(settings.data_dir))
+    if settings.mode == "local" and not settings.system_mail_from:
+        os.environ["SYSTEM_MAIL_FROM"] = bootstrap.SYSTEM_SENDER
     if ports is not None:
         os.environ.update(DNS_NAMESERVERS=f"{LOOPBACK}:{ports[1]}", OUTBOUND_SMTP_PORT=str(ports[0]))
         if "retry_first_seconds" not in settings.model_fields_set:

@@ -29,8 +29,9 @@ Answerer = Callable[[dns.message.Message], Awaitable[dns.message.Message]]
 def answerer(database: Database) -> Answerer:
     """The answer function for `app.local.nameserver.Nameserver`.
 
-    Every name has the address 127.0.0.1 and the mailbox as MX, and the TXT and CNAME records that Postroad
-    asks its users to publish. Names under `invalid` do not exist (RFC 6761 §6.4): try hard bounces there.
+    Every name has the address 127.0.0.1, so all hosts are the mailbox, and the TXT, MX and CNAME records that
+    Postroad asks its users to publish; without one the mailbox is its MX. Names under `invalid` do not exist
+    (RFC 6761 §6.4): try hard bounces there.
     """
 
     async def answer(query: dns.message.Message) -> dns.message.Message:
@@ -42,6 +43,8 @@ def answerer(database: Database) -> Answerer:
             return response
         if question.rdtype == dns.rdatatype.TXT:
             values = [_txt(value) for value in await _published(database, question.name, "TXT")]
+        elif question.rdtype == dns.rdatatype.MX and (hosts := await _published(database, question.name, "MX")):
+            values = [f"{host}." for host in hosts]
         elif question.name.is_subdomain(_MAIL_HOST):
             values = [ADDRESS] if question.rdtype == dns.rdatatype.A else []
         else:

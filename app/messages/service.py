@@ -4,9 +4,11 @@ PostroadError
 ├── Forbidden     domain_not_verified, domain_not_allowed, email_not_verified
 ├── NotFound      message_not_found
 ├── TooLarge      message_too_large
+├── Unavailable   too_many_searches, simulator_not_available
 └── Invalid       domain_not_found, vmta_not_found, too_many_recipients, attachment_not_allowed, invalid_schedule
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,10 +17,11 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts import service as accounts
 from app.accounts.principal import Principal
 from app.core import ids
 from app.core.config import Settings
-from app.core.errors import Forbidden, Invalid, NotFound, TooLarge
+from app.core.errors import Flaw, Forbidden, Invalid, NotFound, TooLarge, Unavailable
 from app.core.pagination import Page, Pagination
 from app.domains import service as domains
 from app.domains.service import SendingDomain
@@ -30,6 +33,9 @@ from app.messages.status import PRECEDENCE, Status
 
 MAX_SCHEDULE = timedelta(days=30)
 MAX_EVENTS = 1000
+# Searches of one process at once: a filter that finds little reads a lot, and sending must not wait behind it.
+_searches = asyncio.Semaphore(4)
+_SEARCH_WAIT_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +52,34 @@ async def send(
     Raises the errors at the head of this module; nothing is stored then.
     """
     now = datetime.now(UTC)
-    _check_sender(principal, settings)
+    await _check_sender(session, principal, settings)
     _check_size(request, settings)
     _check_attachments(request, settings)
     _check_schedule(request, now)
     _check_vmta(request)
     recipients = _recipients(request)
     domain = await _sending_domain(session, principal, request)
+    return await _accept(session, request, recipients, domain, api_key_id=principal.key_id, now=now, settings=settings)
+
+
+async def send_own(session: AsyncSession, request: SendRequest, domain: SendingDomain, settings: Settings) -> None:
+    """Accept a mail that Postroad writes itself; no caller's rights are asked for. The caller rings."""
+    now = datetime.now(UTC)
+    await _accept(session, request, _recipients(request), domain, api_key_id=None, now=now, settings=settings)
+
+
+async def _accept(
+    session: AsyncSession,
+    request: SendRequest,
+    recipients: Sequence[_Recipient],
+    domain: SendingDomain,
+    *,
+    api_key_id: UUID | None,
+    now: datetime,
+    settings: Settings,
+) -> schemas.AcceptedMessage:
     message_id = ids.new_id()
-    rows = _rows(principal, request, recipients, domain, message_id=message_id, now=now, settings=settings)
+    rows = _rows(request, recipients, domain, api_key_id=api_key_id, message_id=message_id, now=now, settings=settings)
     await queries.accept(session, rows)
     return schemas.AcceptedMessage(
         id=message_id,
@@ -69,8 +94,12 @@ async def send(
     )
 
 
-def _check_sender(principal: Principal, settings: Settings) -> None:
-    if settings.require_verified_email and not principal.is_verified:
+async def _check_sender(session: AsyncSession, principal: Principal, settings: Settings) -> None:
+    if principal.is_test:
+        raise Unavailable("simulator_not_available", "Test keys cannot send yet: nothing was sent, nothing stored.")
+    # What the principal remembers may be a moment old, and who has just verified their address should not have to wait.
+    is_in_doubt = settings.require_verified_email and not principal.is_verified
+    if is_in_doubt and not await accounts.is_verified(session, principal):
         raise Forbidden("email_not_verified", "Verify your e-mail address before you send.")
 
 
@@ -121,7 +150,8 @@ def _recipients(request: SendRequest) -> list[_Recipient]:
 async def _sending_domain(session: AsyncSession, principal: Principal, request: SendRequest) -> SendingDomain:
     name = request.sender.domain
     if principal.domains is not None and name not in principal.domains:
-        raise Forbidden("domain_not_allowed", f"This API key may not send from {name}.")
+        detail = f"This API key may not send from {name}."
+        raise Forbidden("domain_not_allowed", detail, flaws=[Flaw("/from", detail)])
     domain = await domains.sendable(session, principal.org_id, name)
     if domain is None:
         detail = f"{name} is not one of your domains: add it with POST /api/v1/domains and verify it."
@@ -138,17 +168,17 @@ def _address(address: Address) -> dict[str, str]:
 
 
 def _rows(
-    principal: Principal,
     request: SendRequest,
     recipients: Sequence[_Recipient],
     domain: SendingDomain,
     *,
+    api_key_id: UUID | None,
     message_id: UUID,
     now: datetime,
     settings: Settings,
 ) -> dict[str, queries.Rows]:
     """The rows of one accepted mail by table, each whole."""
-    org_id = principal.org_id
+    org_id = domain.org_id
     size_bytes = request.size_bytes
     due_at = max(now, request.scheduled_at or now)
     give_up_at = due_at + timedelta(seconds=settings.retry_for_seconds)
@@ -158,7 +188,7 @@ def _rows(
         "org_id": org_id,
         "id": message_id,
         "domain_id": domain.id,
-        "api_key_id": principal.key_id,
+        "api_key_id": api_key_id,
         "sender": _address(request.sender),
         "to": [_address(one) for one in request.to],
         "cc": [_address(one) for one in request.cc],
@@ -177,8 +207,7 @@ def _rows(
     deliveries: queries.Rows = []
     queue: queries.Rows = []
     events: queries.Rows = []
-    for recipient in recipients:
-        delivery_id = ids.new_id()
+    for recipient, delivery_id in zip(recipients, ids.siblings(message_id, len(recipients)), strict=True):
         email = recipient.address.email
         deliveries.append(
             {**key, "id": delivery_id, "kind": recipient.kind, "recipient": email, "status": status, "attempts": 0}
@@ -225,8 +254,13 @@ def _attachment_rows(request: SendRequest, key: dict[str, UUID]) -> queries.Rows
 async def page(
     session: AsyncSession, principal: Principal, wanted: Page, filters: Filters
 ) -> tuple[list[schemas.MessageSummary], Pagination]:
-    """A page of the organization's messages, newest first."""
-    rows = await queries.page(session, principal.org_id, wanted, filters, _only(principal))
+    """A page of the organization's messages, newest first. Raises Unavailable (too_many_searches)."""
+    try:
+        async with asyncio.timeout(_SEARCH_WAIT_SECONDS), _searches:
+            await queries.limit_time(session)
+            rows = await queries.page(session, principal.org_id, wanted, filters, _only(principal))
+    except TimeoutError as error:
+        raise Unavailable("too_many_searches", "Too many searches run at the moment; try again.") from error
     found, pagination = wanted.cut(rows, lambda row: row[0].id)
     return [schemas.MessageSummary(**_summary(*row)) for row in found], pagination
 

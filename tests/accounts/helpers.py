@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ from uuid import UUID
 
 import httpx
 from fastapi import FastAPI
-from sqlalchemy import update
+from sqlalchemy import text, update
 
+from app.accounts import tokens
 from app.accounts.models import User
 from app.core.db import Database
 from app.core.ids import new_id
@@ -64,6 +66,39 @@ async def register(client: httpx.AsyncClient, **fields: Any) -> Account:
         access_token=data["access_token"],
         refresh_token=data["refresh_token"],
     )
+
+
+async def colleague(database: Database, account: Account, role: str, **values: Any) -> Account:
+    """Another user of the account's organization, without the work of hashing a password: nobody logs in as them."""
+    fields = {"email": new_email(), "name": role.title(), "password_hash": "none", "role": role, **values}
+    async with database.transaction() as session:
+        user = User(org_id=account.org_id, **fields)
+        session.add(user)
+        await session.flush()
+    access_token = tokens.issue(tokens.Claims(user.org_id, user.id, user.token_epoch))
+    return Account(user.org_id, user.id, user.email, access_token, "")
+
+
+async def log_in(client: httpx.AsyncClient, email: str, password: str = PASSWORD) -> httpx.Response:
+    """Try to log in."""
+    return await client.post("/api/v1/auth/login", json={"email": email, "password": password})
+
+
+async def mails_to(database: Database, email: str) -> list[tuple[str, str]]:
+    """(subject, text) of every mail that was accepted for the address, oldest first."""
+    statement = text(
+        "SELECT m.subject, b.text FROM messages m JOIN message_bodies b ON b.org_id = m.org_id AND b.message_id = m.id "
+        """WHERE m."to" @> jsonb_build_array(jsonb_build_object('email', CAST(:email AS text))) ORDER BY m.id"""
+    )
+    async with database.transaction() as session:
+        return [(subject, body) for subject, body in await session.execute(statement, {"email": email})]
+
+
+def token_in(body: str) -> str:
+    """The token that a mail asks to give back."""
+    found = re.search(r'"token": "(pmot_[\w-]{43})"', body)
+    assert found, body
+    return found[1]
 
 
 async def mint(client: httpx.AsyncClient, headers: dict[str, str], **fields: Any) -> tuple[dict[str, Any], str]:

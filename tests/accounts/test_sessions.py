@@ -6,13 +6,17 @@ from sqlalchemy import func, select, update
 from app.accounts import service
 from app.accounts.models import Session
 from app.core.crypto import digest
-from tests.accounts.helpers import PASSWORD, assert_problem, me, register
+from tests.accounts.helpers import PASSWORD, assert_problem, log_in, me, register
 
 REFRESH = "/api/v1/auth/refresh"
 
 
 async def refresh(client, token):
     return await client.post(REFRESH, json={"refresh_token": token})
+
+
+async def log_out(client, token, **fields):
+    return await client.post("/api/v1/auth/logout", json={"refresh_token": token, **fields})
 
 
 async def change_token(database, token, **values):
@@ -69,6 +73,46 @@ async def test_logging_in_forgets_expired_sessions(client, database):
     async with database.transaction() as session:
         count = select(func.count()).select_from(Session).where(Session.user_id == account.user_id)
         assert await session.scalar(count) == 1
+
+
+async def test_logging_out_ends_the_session_and_no_other(client):
+    account = await register(client)
+    other = (await log_in(client, account.email)).json()["data"]
+    successor = (await refresh(client, account.refresh_token)).json()["data"]["refresh_token"]
+    # Any token of the family will do, and what is ended or unknown needs no ending.
+    for token in (account.refresh_token, account.refresh_token, "pmrt_unknown"):
+        answer = await log_out(client, token)
+        assert (answer.status_code, answer.content) == (204, b"")
+    assert_problem(await refresh(client, successor), 401, "invalid_refresh_token")
+    assert (await refresh(client, other["refresh_token"])).status_code == 200
+    assert (await me(client, account.headers)).status_code == 200
+
+
+async def test_logging_out_everywhere_ends_every_session_and_access_token_in_every_process(client, neighbour):
+    account, bystander = await register(client), await register(client)
+    other = (await log_in(client, account.email)).json()["data"]
+    for process in (client, neighbour):
+        assert (await me(process, account.headers)).status_code == 200
+    assert (await log_out(client, other["refresh_token"], everywhere=True)).status_code == 204
+    for token in (account.refresh_token, other["refresh_token"]):
+        assert_problem(await refresh(client, token), 401, "invalid_refresh_token")
+    await asyncio.sleep(2)
+    for process in (client, neighbour):
+        assert_problem(await me(process, account.headers), 401, "invalid_token")
+        assert (await me(process, bystander.headers)).status_code == 200
+    assert (await refresh(client, bystander.refresh_token)).status_code == 200
+
+
+async def test_only_a_good_token_logs_out_everywhere(client, database):
+    account = await register(client)
+    other = (await log_in(client, account.email)).json()["data"]["refresh_token"]
+    used, expired = account.refresh_token, (await log_in(client, account.email)).json()["data"]["refresh_token"]
+    await refresh(client, used)
+    await change_token(database, expired, expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    for token in (used, expired, "pmrt_unknown"):
+        assert_problem(await log_out(client, token, everywhere=True), 401, "invalid_refresh_token")
+    assert (await refresh(client, other)).status_code == 200
+    assert (await me(client, account.headers)).status_code == 200
 
 
 async def test_a_new_password_ends_every_session_and_token_and_the_new_one_works_at_once(client, database):

@@ -1,10 +1,13 @@
 """Attacks on access tokens: each takes a token that works and spoils one thing."""
 
 import base64
+import hmac
 import json
 import time
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from jose import jwt
 from sqlalchemy import delete
 
@@ -94,6 +97,35 @@ async def test_another_secret_or_algorithm_is_refused(client, algorithm):
     assert_problem(await me(client, bearer(signed(payload, key=b"guessed", algorithm=algorithm))), 401, "invalid_token")
     if algorithm != "HS256":
         assert_problem(await me(client, bearer(signed(payload, algorithm=algorithm))), 401, "invalid_token")
+
+
+def public_key() -> str:
+    private = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    return private.public_key().public_bytes(serialization.Encoding.PEM, spki).decode()
+
+
+def sealed_by_hand(header, payload, secret):
+    """A token that jose itself would refuse to make."""
+    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in (header, payload)]
+    mac = hmac.new(secret, ".".join(parts).encode(), "sha256").digest()
+    return ".".join([*parts, base64.urlsafe_b64encode(mac).decode().rstrip("=")])
+
+
+async def test_a_public_key_is_no_secret(client):
+    """The confusion of algorithms: whoever verifies by a public key may not take it for an HMAC secret."""
+    account, pem = await register(client), public_key()
+    for algorithm in ("HS256", "RS256"):
+        token = sealed_by_hand({"alg": algorithm, "typ": "JWT"}, claims(account), pem.encode())
+        assert_problem(await me(client, bearer(token)), 401, "invalid_token")
+
+
+@pytest.mark.parametrize("header", [{"kid": "../../dev/null"}, {"jku": "http://127.0.0.1/k"}, {"crit": ["exp"]}])
+async def test_a_token_does_not_choose_its_key(client, header):
+    account = await register(client)
+    own_key = {"jwk": {"kty": "oct", "k": base64.urlsafe_b64encode(b"mine").decode()}}
+    token = sealed_by_hand({"alg": "HS256", "typ": "JWT", **header, **own_key}, claims(account), b"mine")
+    assert_problem(await me(client, bearer(token)), 401, "invalid_token")
 
 
 @pytest.mark.parametrize("name", ["none", "None", "NONE", ""])
