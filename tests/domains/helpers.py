@@ -45,6 +45,24 @@ class Tenant:
         response = await self.client.delete(f"{URL}/{domain_id}", headers=self.headers)
         assert (response.status_code, response.content) == (204, b"")
 
+    async def rotate(self, domain_id: str, body: Json | None = None, **headers: str) -> httpx.Response:
+        url = f"{URL}/{domain_id}/rotate-dkim"
+        return await self.client.post(url, json=body, headers=self.headers | headers)
+
+    async def rotated(self, domain_id: str, **body: Any) -> Json:
+        response = await self.rotate(domain_id, body or None)
+        assert response.status_code == 200, response.text
+        return response.json()["data"]["domain"]
+
+    async def bimi(self, domain_id: str, **body: Any) -> httpx.Response:
+        return await self.client.put(f"{URL}/{domain_id}/bimi", json=body, headers=self.headers)
+
+    async def zone(self, domain_id: str) -> str:
+        response = await self.client.get(f"{URL}/{domain_id}/zone", headers=self.headers)
+        assert response.status_code == 200, response.text
+        assert response.headers["Content-Type"].startswith("text/dns")
+        return response.text
+
     async def names(self, **params: Any) -> list[str]:
         response = await self.client.get(URL, headers=self.headers, params=params)
         assert response.status_code == 200, response.text
@@ -73,6 +91,17 @@ def publish(zone: DnsServer, domain: Json, *purposes: str) -> None:
 def record_of(domain: Json, purpose: str) -> Json:
     """The first record of a purpose: of DKIM's, that of the RSA key."""
     return next(record for record in domain["dns_records"] if record["purpose"] == purpose)
+
+
+def key_states(domain: Json) -> dict[str, str]:
+    """Status by selector."""
+    return {key["selector"]: key["status"] for key in domain["dkim_keys"]}
+
+
+def actions(domain: Json) -> dict[str, str]:
+    """What to do with the record of each selector."""
+    records = [record for record in domain["dns_records"] if record["purpose"] == "dkim"]
+    return {record["name"].split(".")[0]: record["action"] for record in records}
 
 
 def statuses(domain: Json) -> set[str]:

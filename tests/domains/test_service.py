@@ -200,7 +200,9 @@ async def test_envelope_domains(database, org_id, zone: DnsServer, resolver: Res
         await create(database, org_id, "own.example.com"),
         await create(database, org_id, "platform.example.com"),
     )
-    zone.add("bounces.own.example.com", "CNAME", get_settings().return_path_domain + ".")
+    returns_to = get_settings().return_path_domain
+    zone.add("bounces.own.example.com", "MX", f"10 {returns_to}.")
+    zone.add("bounces.own.example.com", "TXT", f"v=spf1 include:{returns_to} -all")
     for domain_id in (own, platform):
         await service.verify(database, resolver, org_id, domain_id, only=None)
     pairs = [(org_id, own), (org_id, platform), (org_id, uuid4())]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -74,6 +75,23 @@ async def mailbox(credentials: dict[str, str]) -> list[dict[str, Any]]:
         return messages
 
 
+async def register_and_verify(credentials: dict[str, str]) -> None:
+    """A new user's verification mail lands in the local mailbox, and its token is good."""
+    body = {"email": "ada@example.com", "password": "correct horse battery staple", "name": "Ada"}
+    async with httpx.AsyncClient(base_url=credentials["base_url"], timeout=60) as client:
+        registered = await client.post("/api/v1/auth/register", json=body | {"organization_name": "Engines"})
+        assert registered.status_code == 201, registered.text
+        async with asyncio.timeout(DELIVERY_TIMEOUT_SECONDS):
+            while not (mails := await mailbox(credentials)):
+                await asyncio.sleep(0.2)
+        assert mails[0]["subject"] == "Confirm your e-mail address"
+        assert [one["result"] for one in mails[0]["dkim"]] == ["pass", "pass"]
+        token = re.search(r"pmot_[\w-]{43}", json.dumps(mails[0]))
+        assert token, mails[0]
+        verified = await client.post("/api/v1/auth/verify-email", json={"token": token[0]})
+        assert verified.json()["data"]["user"]["email_verified"] is True
+
+
 def children_of(command: Command) -> dict[str, psutil.Process]:
     """The children of a running stack by the command that each of them is."""
     children = psutil.Process(command.process.pid).children()
@@ -140,6 +158,7 @@ async def test_domains_verify_by_look_up_and_only_one_stack_runs(directory: Path
         created = (await client.post("/api/v1/domains", json={"domain": "shop.example"})).json()["data"]["domain"]
         verified = await client.post(f"/api/v1/domains/{created['id']}/verify")
     assert verified.json()["data"]["domain"]["status"] == "verified"
+    await register_and_verify(credentials)
 
     other = await harness.start(directory, "run", HTTP_PORT=str(harness.free_port()))
     commands.append(other)

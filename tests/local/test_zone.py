@@ -84,5 +84,8 @@ async def test_mail_to_an_aliased_name_arrives_too(nameserver: Nameserver, datab
     name = f"zone-{new_id()}.example"
     async with database.transaction() as session:
         await domains.create(session, org_id, name=name, selector="s1", only=None)
-    assert await ask(nameserver, f"bounces.{name}", "MX") == [f"10 {zone.MAIL_HOST}."]
-    assert await ask(nameserver, f"bounces.{name}", "A") == ["127.0.0.1"]
+    assert await ask(nameserver, f"links.{name}", "CNAME") == ["postroad.test."]
+    assert await ask(nameserver, f"links.{name}", "MX") == [f"10 {zone.MAIL_HOST}."]
+    assert await ask(nameserver, f"links.{name}", "A") == ["127.0.0.1"]
+    (mx,) = await ask(nameserver, f"bounces.{name}", "MX")
+    assert await ask(nameserver, mx.split()[1], "A") == ["127.0.0.1"]
