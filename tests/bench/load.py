@@ -1,0 +1,129 @@
+"""The load generator, in a process of its own: `python -m tests.bench.load <JSON>` prints what it measured as JSON.
+
+The task names the protocol, `http` or `smtp`, where to send, how many mails, over how many connections, and the
+contents: a mail's octets for SMTP, a request's body for HTTP, either with `@COUNT@` where each differs.
+"""
+
+import asyncio
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import uvloop
+
+PLACE = b"@COUNT@"
+HTTP_HEAD = (
+    "POST /api/v1/messages/send HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\n"
+    "Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to send. `key` is the API key, for HTTP; the addresses are for SMTP."""
+
+    protocol: str
+    host: str
+    port: int
+    count: int
+    connections: int
+    content: str
+    key: str = ""
+    mail_from: str = ""
+    rcpt_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """When the first mail was begun and the last one accepted (Unix time), and each one's latency in milliseconds."""
+
+    began_at: float
+    ended_at: float
+    latencies: list[float]
+
+
+async def run(task: Task) -> Result:
+    """Send it all. Raises AssertionError when a mail is not accepted."""
+    numbers = iter(range(task.count))
+    latencies: list[float] = []
+    opened = [session(task) for _ in range(task.connections)]
+    entered = await asyncio.gather(*(one.__aenter__() for one in opened))
+    began_at = time.time()
+    await asyncio.gather(*(_send_all(exchange, numbers, task.content.encode(), latencies) for exchange in entered))
+    ended_at = time.time()
+    await asyncio.gather(*(one.__aexit__(None, None, None) for one in opened))
+    return Result(began_at, ended_at, latencies)
+
+
+async def _send_all(exchange: "Exchange", numbers: Iterator[int], content: bytes, latencies: list[float]) -> None:
+    for number in numbers:
+        octets = content.replace(PLACE, b"%07d" % number)
+        began = time.perf_counter()
+        await exchange.send(octets)
+        latencies.append(1000 * (time.perf_counter() - began))
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One open connection over which mails are handed in."""
+
+    task: Task
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, octets: bytes) -> None:
+        await (self._post(octets) if self.task.protocol == "http" else self._transact(octets))
+
+    async def _post(self, body: bytes) -> None:
+        head = HTTP_HEAD.format(host=self.task.host, key=self.task.key, length=len(body))
+        self.writer.write(head.encode() + body)
+        answer = await self.reader.readuntil(b"\r\n\r\n")
+        length = answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        rest = await self.reader.readexactly(int(length))
+        assert answer.startswith(b"HTTP/1.1 202"), answer + rest
+
+    async def _transact(self, content: bytes) -> None:
+        commands = f"MAIL FROM:<{self.task.mail_from}>\r\nRCPT TO:<{self.task.rcpt_to}>\r\nDATA\r\n"
+        self.writer.write(commands.encode())
+        for expected in (b"250", b"250", b"354"):
+            await self.reply(expected)
+        self.writer.write(content + b".\r\n")
+        await self.reply(b"250")
+
+    async def reply(self, expected: bytes) -> None:
+        while (line := await self.reader.readline())[3:4] == b"-":
+            pass
+        assert line.startswith(expected), line
+
+
+@asynccontextmanager
+async def session(task: Task) -> AsyncIterator[Exchange]:
+    """A connection that is ready for mail."""
+    exchange = Exchange(task, *await asyncio.open_connection(task.host, task.port))
+    if task.protocol == "smtp":
+        await exchange.reply(b"220")
+        exchange.writer.write(b"EHLO load.bench.test\r\n")
+        await exchange.reply(b"250")
+    try:
+        yield exchange
+    finally:
+        exchange.writer.close()
+
+
+async def in_process(task: Task) -> Result:
+    """Run the task in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bench.load", json.dumps(dataclasses.asdict(task))),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, "the load generator failed; its reason is above"
+    return Result(**json.loads(output))
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(uvloop.run(run(Task(**json.loads(sys.argv[1])))))))

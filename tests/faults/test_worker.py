@@ -1,0 +1,131 @@
+"""Workers are killed, crash, or are asked to end, in the middle of mail."""
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from tests.faults.house import House
+from tests.faults.traffic import Traffic
+
+SITES = 4
+# As the house's settings have them.
+SITE_CONNECTIONS = 5
+PROCESSES = 2
+
+# A worker one of whose claims raises what nobody foresaw, once the file named by TRIGGER appears.
+CRASHING_WORKER = """
+import os, sys
+from app.delivery import queries
+claim = queries.claim
+async def crashing(*arguments, **named):
+    try:
+        os.unlink(os.environ["TRIGGER"])
+    except FileNotFoundError:
+        return await claim(*arguments, **named)
+    raise RuntimeError("nobody foresaw this")
+queries.claim = crashing
+from app.cli import main
+sys.exit(main(["worker"]))
+"""
+
+
+async def test_killing_the_worker_loses_nothing(house: House, traffic: Traffic) -> None:
+    traffic.be_slow(0.2)
+    await traffic.send(200)
+    worker = await house.worker()
+    await traffic.arrivals_reach(80)
+    worker.kill()
+    killed_at = time.monotonic()
+    unsettled = await traffic.unsettled()
+    # What a host has taken, without the database knowing: the transmissions that were in flight.
+    await asyncio.sleep(0.2)
+    in_flight = unsettled & set(traffic.received())
+    assert 0 < len(in_flight) <= SITES * SITE_CONNECTIONS * PROCESSES
+    assert len(unsettled) > len(in_flight)
+    traffic.be_quick()
+
+    await house.worker()
+    await traffic.settled()
+    # Lease and start-up together; nobody lent a hand.
+    assert time.monotonic() - killed_at < 4 + 10
+    received = traffic.received()
+    assert set(received) == set(traffic.accepted)
+    assert len(received) == 200
+    assert max(received.values()) <= 2
+    assert {recipient for recipient, copies in received.items() if copies > 1} <= in_flight
+    await traffic.assert_history_is_true()
+
+
+async def test_a_killed_child_is_replaced(house: House, traffic: Traffic) -> None:
+    traffic.be_slow(0.1)
+    worker = await house.worker(processes=1)
+    (child,) = worker.children()
+    await traffic.send(60)
+    await traffic.arrivals_reach(traffic.arrivals + 5)
+    ((began,),) = await house.query("SELECT clock_timestamp()")
+    os.kill(child, signal.SIGKILL)
+    unsettled = await traffic.unsettled()
+    (replacement,) = await house.engines_since(began, 1)
+    assert worker.is_running
+    assert replacement != child
+    await traffic.send(10)
+    await traffic.settled()
+    received = traffic.received()
+    assert set(received) == set(traffic.accepted)
+    assert {recipient for recipient, copies in received.items() if copies > 1} <= unsettled
+    await traffic.assert_history_is_true()
+
+
+async def test_an_engine_that_crashes_is_replaced(house: House, traffic: Traffic) -> None:
+    trigger = house.path("trigger")
+    ((began,),) = await house.query("SELECT clock_timestamp()")
+    worker = house.run_python(["-c", CRASHING_WORKER], WORKER_PROCESSES="1", TRIGGER=str(trigger))
+    (first,) = await house.engines_since(began, 1)
+    await traffic.send(20)
+    await traffic.settled()
+    ((began,),) = await house.query("SELECT clock_timestamp()")
+    trigger.touch()
+    (second,) = await house.engines_since(began, 1)
+    assert second != first
+    assert worker.children() == [second]
+    await traffic.send(20)
+    await traffic.settled()
+    assert "nobody foresaw this" in worker.said
+    assert traffic.received() == dict.fromkeys(traffic.accepted, 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [
+        pytest.param(signal.SIGTERM, False, id="SIGTERM to the main process"),
+        pytest.param(signal.SIGTERM, True, id="SIGTERM to all, as systemd does"),
+        pytest.param(signal.SIGINT, True, id="Ctrl-C"),
+    ],
+)
+async def test_a_worker_that_is_asked_to_end_drains(
+    house: House, traffic: Traffic, number: signal.Signals, whole_group: bool
+) -> None:
+    # Leases are so long that whatever is not given back stays stuck for the test.
+    worker = await house.worker(LEASE_SECONDS="600")
+    traffic.be_slow(0.2)
+    await traffic.send(200)
+    await traffic.arrivals_reach(60)
+    if whole_group:
+        worker.send_all(number)
+    else:
+        worker.send(number)
+    assert await asyncio.to_thread(worker.wait) == 0, worker.said
+    assert await traffic.leases() == 0
+    assert not await house.query("SELECT 1 FROM workers WHERE pid = ANY(:pids)", pids=[worker.pid])
+    assert "Traceback" not in worker.said
+    left = await traffic.unsettled()
+    assert len(left) + traffic.arrivals == 200
+    assert left
+    traffic.be_quick()
+    await house.worker(LEASE_SECONDS="600")
+    await traffic.settled()
+    assert traffic.received() == dict.fromkeys(traffic.accepted, 1)
+    await traffic.assert_history_is_true()
