@@ -61,7 +61,11 @@ class Api:
 def server(settings: Settings) -> Iterator[tuple[str, FastAPI]]:
     """The application under uvicorn, in a thread and event loop of its own."""
     # Counted apart, so that the limits of this address neither end this test early nor the next one.
-    apart = {"redis_url": f"{str(settings.redis_url).removesuffix('/0')}/5", "rate_limit_address_per_minute": 10**6}
+    apart = {
+        "redis_url": f"{str(settings.redis_url).removesuffix('/0')}/5",
+        "rate_limit_address_per_minute": 10**6,
+        "system_mail_from": f"postroad@{EXAMPLE_DOMAIN}",
+    }
     app = create_app(settings.model_copy(update=apart))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
@@ -83,15 +87,23 @@ async def api(server: tuple[str, FastAPI], client: httpx.AsyncClient, database: 
     domain_id = created.json()["data"]["domain"]["id"]
     async with database.transaction() as session:
         await domains.trust(session, account.org_id, UUID(domain_id))
+        # Postroad's own mail leaves from the domain of an operator.
+        await session.execute(text("UPDATE users SET is_operator = true WHERE org_id = :id"), {"id": account.org_id})
     view, secret = await helpers.mint(client, account.headers)
     mail = {"from": f"a@{EXAMPLE_DOMAIN}", "to": ["b@c.example"], "subject": "s", "text": "t", "metadata": {"n": 1.5}}
     sent = await client.post("/api/v1/messages/send", json=mail, headers=account.headers)
     message_id = sent.json()["data"]["message"]["id"]
-    yield Api(
-        server[0],
-        {"X-API-Key": secret},
-        {"domain_id": domain_id, "message_id": message_id, "api_key_id": view["id"]},
-    )
+    async with httpx.AsyncClient(base_url=server[0], trust_env=False) as there:
+        body = {"email": helpers.new_email(), "role": "analyst"}
+        invited = await there.post("/api/v1/users/invitations", json=body, headers=account.headers)
+    ids = {
+        "domain_id": domain_id,
+        "message_id": message_id,
+        "api_key_id": view["id"],
+        "user_id": str(account.user_id),
+        "invitation_id": invited.json()["data"]["invitation"]["id"],
+    }
+    yield Api(server[0], {"X-API-Key": secret}, ids)
     # What was sent is not for the engines of other tests.
     async with database.transaction() as session:
         await session.execute(text("DELETE FROM delivery_queue WHERE org_id = :id"), {"id": account.org_id})
