@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from app import migrate
+from app.core import log
 from app.core.config import Settings, get_settings
 from app.core.db import Database
 from app.local import servers
@@ -56,6 +57,7 @@ def environment() -> Iterator[None]:
         )
         os.environ.pop("DNS_NAMESERVERS", None)
         get_settings.cache_clear()
+        log.configure(get_settings())
         migrate.upgrade()
         yield
 
