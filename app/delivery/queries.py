@@ -285,5 +285,6 @@ async def queue_overview(session: AsyncSession) -> tuple[int, int, float]:
 
 
 async def is_due(session: AsyncSession) -> bool:
-    """Whether any delivery waits whose time has come (an expired lease is such a one)."""
-    return bool(await session.scalar(text("SELECT EXISTS (SELECT FROM delivery_queue WHERE next_attempt_at <= now())")))
+    """Whether any delivery waits that may be claimed now (one with an expired lease is such a one)."""
+    due = f"next_attempt_at <= now() AND org_id <> ALL({_SUSPENDED})"
+    return bool(await session.scalar(text(f"SELECT EXISTS (SELECT FROM delivery_queue WHERE {due})")))  # noqa: S608

@@ -32,6 +32,16 @@ sys.exit(main(["worker"]))
 """
 
 
+# A worker whose processes find at their end that nobody has read the results of their tasks, which is a race.
+UNREAD_WORKER = """
+import sys, time
+from billiard.pool import Worker
+Worker._ensure_messages_consumed = lambda self, completed: time.sleep(30)
+from app.cli import main
+sys.exit(main(["worker"]))
+"""
+
+
 async def test_killing_the_worker_loses_nothing(house: House, traffic: Traffic) -> None:
     traffic.be_slow(0.2)
     await traffic.send(200)
@@ -109,9 +119,9 @@ async def test_a_worker_that_is_asked_to_end_drains(
     house: House, traffic: Traffic, number: signal.Signals, whole_group: bool
 ) -> None:
     # Leases are so long that whatever is not given back stays stuck for the test.
-    worker = await house.worker(LEASE_SECONDS="600")
-    traffic.be_slow(0.2)
+    traffic.be_slow(0.4)
     await traffic.send(200)
+    worker = await house.worker(LEASE_SECONDS="600")
     await traffic.arrivals_reach(60)
     if whole_group:
         worker.send_all(number)
@@ -129,3 +139,20 @@ async def test_a_worker_that_is_asked_to_end_drains(
     await traffic.settled()
     assert traffic.received() == dict.fromkeys(traffic.accepted, 1)
     await traffic.assert_history_is_true()
+
+
+async def test_a_worker_ends_soon_though_celery_is_late_to_tell_it(house: House, traffic: Traffic) -> None:
+    traffic.be_slow(0.4)
+    await traffic.send(200)
+    ((began,),) = await house.query("SELECT clock_timestamp()")
+    worker = house.run_python(["-c", UNREAD_WORKER], WORKER_PROCESSES="2", LEASE_SECONDS="600")
+    await house.engines_since(began, 2)
+    await traffic.arrivals_reach(40)
+    worker.send(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait, 15) == 0, worker.said
+    assert await traffic.leases() == 0
+    assert await traffic.unsettled()
+    traffic.be_quick()
+    await house.worker(LEASE_SECONDS="600")
+    await traffic.settled()
+    assert traffic.received() == dict.fromkeys(traffic.accepted, 1)

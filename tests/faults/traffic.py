@@ -107,17 +107,19 @@ class Traffic:
         """Wait until nothing is queued any more."""
 
         async def empty() -> bool:
-            return not await self.house.query("SELECT 1 FROM delivery_queue")
+            return not await self.unsettled()
 
         await eventually(empty, timeout_seconds=timeout_seconds)
 
     async def unsettled(self) -> set[str]:
         """The recipients whose deliveries are still queued, leased or not."""
-        return {recipient for (recipient,) in await self.house.query("SELECT recipient FROM delivery_queue")}
+        mine = "SELECT recipient FROM delivery_queue WHERE site = ANY(:sites)"
+        return {recipient for (recipient,) in await self.house.query(mine, sites=self.sites)}
 
     async def leases(self) -> int:
         """How many deliveries are leased, to living workers or dead ones."""
-        ((count,),) = await self.house.query("SELECT count(*) FROM delivery_queue WHERE lease_token IS NOT NULL")
+        leased = "SELECT count(*) FROM delivery_queue WHERE lease_token IS NOT NULL AND site = ANY(:sites)"
+        ((count,),) = await self.house.query(leased, sites=self.sites)
         return int(count)
 
     async def assert_history_is_true(self) -> None:
