@@ -21,8 +21,7 @@ _HASHER = argon2.using(type="ID", memory_cost=_MEMORY_KIB, time_cost=_PASSES, pa
 # Verifying against this costs what a real one costs, and no password is known to fit it.
 _NOBODYS_HASH = f"$argon2id$v=19$m={_MEMORY_KIB},t={_PASSES},p={_LANES}${'A' * 22}${'A' * 43}"
 
-_THREADS = 2
-_WAITING_MAX = 64
+_WAITING_MAX = 32
 
 # The most frequent of those that pass the length rule, from the lists that leaks are counted into.
 _COMMON_WORDS = (
@@ -38,25 +37,35 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 T = TypeVar("T")
 
-_threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
-_waiting = 0
+
+class _Line:
+    """A few threads, and how many wait for them. Each thread takes 64 MiB while it works."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix=f"argon2-{name}")
+        self.waiting = 0
+
+
+# Whom we have seen before does not stand in line behind a flood of strangers.
+_STRANGERS = _Line("strangers", 2)
+_KNOWN = _Line("known", 1)
 
 
 async def hash_password(password: str, *, by_stranger: bool = False) -> str:
     """A new argon2id hash. Raises Unavailable when too many wait already; `by_stranger` as in `verify_password`."""
-    return await _in_thread(lambda: str(_HASHER.hash(_prepared(password))), by_stranger)
+    return await _in_line(lambda: str(_HASHER.hash(_prepared(password))), by_stranger)
 
 
 async def verify_password(password: str, password_hash: str | None, *, by_stranger: bool = False) -> bool:
     """Whether the password fits; without a hash the same work is done in vain. Raises Unavailable.
 
-    Strangers may take up half of the waiting room: a flood of them leaves the rest to whom we have seen before.
+    Strangers stand in a line of their own.
     """
 
     def verify() -> bool:
         return bool(_HASHER.verify(_prepared(password), password_hash or _NOBODYS_HASH))
 
-    return await _in_thread(verify, by_stranger) and password_hash is not None
+    return await _in_line(verify, by_stranger) and password_hash is not None
 
 
 def refuse_common(password: str) -> None:
@@ -70,12 +79,12 @@ def _prepared(password: str) -> str:
     return unicodedata.normalize("NFC", password)
 
 
-async def _in_thread(work: Callable[[], T], by_stranger: bool) -> T:
-    global _waiting  # noqa: PLW0603 - one count for the one pool above
-    if _waiting >= (_WAITING_MAX // 2 if by_stranger else _WAITING_MAX):
+async def _in_line(work: Callable[[], T], by_stranger: bool) -> T:
+    line = _STRANGERS if by_stranger else _KNOWN
+    if line.waiting >= _WAITING_MAX:
         raise Unavailable("busy", "Too many passwords are being checked at the moment; try again shortly.")
-    _waiting += 1
+    line.waiting += 1
     try:
-        return await asyncio.get_running_loop().run_in_executor(_threads, work)
+        return await asyncio.get_running_loop().run_in_executor(line.threads, work)
     finally:
-        _waiting -= 1
+        line.waiting -= 1

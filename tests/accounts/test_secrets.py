@@ -2,12 +2,15 @@
 
 import logging
 
-from tests.accounts.helpers import PASSWORD, me, mint, register
+from tests.accounts.helpers import PASSWORD, mails_to, me, mint, new_email, register, token_in
 
-TABLES = ("organizations", "users", "sessions", "api_keys", "idempotency_keys")
+TABLES = (
+    *("organizations", "users", "sessions", "api_keys", "idempotency_keys"),
+    *("one_time_tokens", "invitations", "known_addresses"),
+)
 
 
-async def test_no_secret_in_the_database_or_the_logs(client, database, caplog, capfd):
+async def test_no_secret_in_the_database_or_the_logs(client, database, post_office, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     account = await register(client)
     headers = account.headers | {"Idempotency-Key": "shown-once"}
@@ -20,6 +23,13 @@ async def test_no_secret_in_the_database_or_the_logs(client, database, caplog, c
     successor = refreshed.json()["data"]["refresh_token"]
     # Reuse is logged: the warning must be there, the token not.
     await client.post("/api/v1/auth/refresh", json={"refresh_token": account.refresh_token})
+    await client.post("/api/v1/auth/password/forgot", json={"email": account.email})
+    invitation = {"email": new_email(), "role": "analyst"}
+    await client.post("/api/v1/users/invitations", headers=headers, json=invitation)
+    mails = [*await mails_to(database, account.email), *await mails_to(database, invitation["email"])]
+    mailed = [token_in(body) for _, body in mails]
+    assert len(mailed) == 3
+    await client.post("/api/v1/auth/verify-email", json={"token": mailed[0]})
 
     stored = ""
     async with database.transaction() as session:
@@ -33,7 +43,7 @@ async def test_no_secret_in_the_database_or_the_logs(client, database, caplog, c
     assert "refresh_token_reused" in logged
 
     secrets = (PASSWORD, secret, secret.rsplit("_", 1)[1], flipped, account.refresh_token, successor)
-    for value in (*secrets, account.access_token):
+    for value in (*secrets, *mailed, account.access_token):
         assert value not in logged
         assert value not in stored
         assert value.encode().hex() not in stored

@@ -48,15 +48,15 @@ async def test_guesses_from_everywhere_are_throttled_and_the_owner_logs_in_from_
     account, unknown = await register(client), new_email()
     told = []
     for email in (account.email, unknown):
-        await use_up(app, email, but=6)
-        answers = [await guess(app, email, address(number)) for number in range(10)]
-        assert [answer.status_code for answer in answers] == [401] * 6 + [429] * 4
+        await use_up(app, email, but=3)
+        answers = [await guess(app, email, address(number)) for number in range(5)]
+        assert [answer.status_code for answer in answers] == [401] * 3 + [429] * 2
         told.append({(answer.json()["code"], answer.json()["detail"]) for answer in answers})
     assert told[0] == told[1]
     # Even the right password is not looked at, from elsewhere.
     right = await guess(app, account.email, address(500), PASSWORD)
     assert_problem(right, 429, "rate_limited")
-    assert int(right.headers["Retry-After"]) > 60 - 5
+    assert abs(int(right.headers["Retry-After"]) - (_HOUR_SECONDS - time.time() % _HOUR_SECONDS)) < 5
     # From where the owner registered, it is.
     assert (await log_in(client, account.email)).status_code == 200
 
@@ -127,9 +127,12 @@ async def test_without_redis_each_process_throttles_by_itself(client, app, setti
     nowhere = connect(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}))
     app.state.rate_limiter = RateLimiter(nowhere)
     try:
-        codes = [(await guess(app, account.email, address(4000))).status_code for _ in range(12)]
-        assert codes == [401] * 10 + [429] * 2
-        await use_up(app, account.email, but=12)
+        here = throttle.login_limits(account.email, address(4000), is_known=True)
+        for _ in range(8):
+            await app.state.rate_limiter.take(here)
+        codes = [(await guess(app, account.email, address(4000))).status_code for _ in range(4)]
+        assert codes == [401] * 2 + [429] * 2
+        await use_up(app, account.email, but=4)
         assert (await guess(app, account.email, address(4001))).status_code == 429
         assert (await log_in(client, account.email)).status_code == 200
     finally:
@@ -138,16 +141,21 @@ async def test_without_redis_each_process_throttles_by_itself(client, app, setti
 
 
 async def test_a_flood_of_strangers_leaves_room_for_whom_we_know(client, app):
-    """Hashing is the bottleneck: strangers may fill half of the waiting room, and the known pass on to the other."""
+    """Hashing is the bottleneck: strangers wait for it in a line of their own, of bounded length."""
     await one_hour()
     account = await register(client)
-    flood = [asyncio.create_task(guess(app, new_email(), address(5000 + number))) for number in range(90)]
+    flood = [asyncio.create_task(guess(app, new_email(), address(5000 + number))) for number in range(60)]
     await asyncio.sleep(0.2)
-    owner = await log_in(client, account.email)
-    answers = Counter([(await task).status_code for task in flood])
-    assert owner.status_code == 200
-    assert answers.keys() == {401, 503}
+    assert (await log_in(client, account.email)).status_code == 200
+    done, waiting = await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+    # The owner passed while strangers still waited, and those beyond the line's end were turned away at once.
+    assert len(waiting) > 5
+    answers = Counter(task.result().status_code for task in done)
+    assert answers.keys() <= {401, 503}
     assert answers[503] > 20
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_known_and_unknown_accounts_take_the_same_time(client, app):
@@ -155,10 +163,10 @@ async def test_known_and_unknown_accounts_take_the_same_time(client, app):
     await one_hour()
     account = await register(client)
     seconds: dict[str, list[float]] = {"known": [], "unknown": []}
-    for number in range(15):
+    for number in range(9):
         for kind, email in (("known", account.email), ("unknown", new_email())):
             started = time.perf_counter()
             assert (await guess(app, email, address(6000 + number))).status_code == 401
             seconds[kind].append(time.perf_counter() - started)
     known, unknown = (statistics.median(seconds[kind]) for kind in ("known", "unknown"))
-    assert abs(known - unknown) / unknown < 0.25, (known, unknown)
+    assert abs(known - unknown) / unknown < 0.3, (known, unknown)

@@ -164,7 +164,7 @@ async def test_removal_ends_the_sessions_at_once_and_frees_the_address(client, d
 
 async def test_refreshing_and_removal_at_once(client, database):
     """Both touch user and sessions, in one order: neither fails for the other."""
-    for _ in range(5):
+    for _ in range(3):
         account = await register(client)
         heir = await colleague(database, account, "owner")
         body = {"refresh_token": account.refresh_token}
