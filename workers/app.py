@@ -109,9 +109,10 @@ def _configure_logging(**_: Any) -> None:
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _start_engine(**_: Any) -> None:
     global engine  # noqa: PLW0603 - one a process, made after the fork
+    if tether is None:
+        # Celery replaced a process that had ended, before it saw that all of them are to.
+        os._exit(0)
     try:
-        if tether is None:
-            raise RuntimeError("a worker process was started while the worker ends")
         reader, writer = tether
         os.close(writer)
         engine = EngineThread(reader)

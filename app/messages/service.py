@@ -178,14 +178,9 @@ def _rows(
     settings: Settings,
 ) -> dict[str, queries.Rows]:
     """The rows of one accepted mail by table, each whole."""
-    org_id = domain.org_id
-    size_bytes = request.size_bytes
-    due_at = max(now, request.scheduled_at or now)
-    give_up_at = due_at + timedelta(seconds=settings.retry_for_seconds)
-    status = _first_status(request, now)
-    key = {"org_id": org_id, "message_id": message_id}
+    key = {"org_id": domain.org_id, "message_id": message_id}
     message = {
-        "org_id": org_id,
+        "org_id": domain.org_id,
         "id": message_id,
         "domain_id": domain.id,
         "api_key_id": api_key_id,
@@ -201,40 +196,39 @@ def _rows(
         "track_clicks": request.track_clicks,
         "scheduled_at": request.scheduled_at,
         "expires_at": request.expires_at,
-        "size_bytes": size_bytes,
+        "size_bytes": request.size_bytes,
         "created_at": now,
     }
-    deliveries: queries.Rows = []
-    queue: queries.Rows = []
-    events: queries.Rows = []
-    for recipient, delivery_id in zip(recipients, ids.siblings(message_id, len(recipients)), strict=True):
-        email = recipient.address.email
-        deliveries.append(
-            {**key, "id": delivery_id, "kind": recipient.kind, "recipient": email, "status": status, "attempts": 0}
-        )
-        queue.append(
-            {
-                **key,
-                "delivery_id": delivery_id,
-                "recipient": email,
-                "site": recipient.address.domain,
-                "size_bytes": size_bytes,
-                "attempt": 0,
-                "next_attempt_at": due_at,
-                "give_up_at": give_up_at,
-                "expires_at": request.expires_at,
-            }
-        )
-        event = {"id": ids.new_id(), "delivery_id": delivery_id, "recipient": email, "type": "queued"}
-        events.append({**key, **event, "occurred_at": now, "data": {}})
     return {
         "messages": [message],
         "bodies": [{**key, "text": request.text, "html": request.html, "headers": request.headers}],
-        "deliveries": deliveries,
-        "queue": queue,
-        "events": events,
+        **_copies(request, recipients, key, now=now, settings=settings),
         "attachments": _attachment_rows(request, key),
     }
+
+
+def _copies(
+    request: SendRequest, recipients: Sequence[_Recipient], key: dict[str, UUID], *, now: datetime, settings: Settings
+) -> dict[str, queries.Rows]:
+    """Each recipient's delivery, its place in the queue, and the event that tells of it."""
+    due_at = max(now, request.scheduled_at or now)
+    waiting = {
+        "size_bytes": request.size_bytes,
+        "attempt": 0,
+        "next_attempt_at": due_at,
+        "give_up_at": due_at + timedelta(seconds=settings.retry_for_seconds),
+        "expires_at": request.expires_at,
+    }
+    status = _first_status(request, now)
+    rows: dict[str, queries.Rows] = {"deliveries": [], "queue": [], "events": []}
+    for recipient, delivery_id in zip(recipients, ids.siblings(key["message_id"], len(recipients)), strict=True):
+        email, site = recipient.address.email, recipient.address.domain
+        delivery = {**key, "id": delivery_id, "kind": recipient.kind, "recipient": email, "status": status}
+        event = {"id": ids.new_id(), "delivery_id": delivery_id, "recipient": email, "type": "queued"}
+        rows["deliveries"].append({**delivery, "attempts": 0})
+        rows["queue"].append({**key, **waiting, "delivery_id": delivery_id, "recipient": email, "site": site})
+        rows["events"].append({**key, **event, "occurred_at": now, "data": {}})
+    return rows
 
 
 def _attachment_rows(request: SendRequest, key: dict[str, UUID]) -> queries.Rows:
