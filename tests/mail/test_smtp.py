@@ -251,10 +251,11 @@ class TestTls:
     async def test_handshake_that_hangs(self) -> None:
         async with SmtpServer(tls=self_signed("mx.test")) as server:
             server.replies.on_starttls = lambda _: hang("220 go")
-            with pytest.raises(TimedOut) as failure:
+            with pytest.raises(TlsFailed) as failure:
                 async with connected(server, TIMEOUTS, tls=tls_context()):
                     pass
             assert failure.value.phase is Phase.STARTTLS
+            assert isinstance(failure.value.__cause__, TimedOut)
 
     async def test_handshake_that_is_dropped(self) -> None:
         async with SmtpServer(tls=self_signed("mx.test")) as server:
