@@ -54,7 +54,7 @@ bench: $(STAMP) ## Measure sending and delivery on this machine
 	$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(STAMP) ## Run the fault injection tests alone
-	$(BIN)/python -m pytest tests/faults $(ARGS)
+	FAULTS_REPEAT=$${FAULTS_REPEAT:-5} $(BIN)/python -m pytest tests/faults $(ARGS)
 
 clean: ## Remove .venv and caches; DATA_DIR stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     database_url: str | None = None
-    database_pool_size: int = Field(default=10, ge=1, le=200)
+    database_pool_size: int = Field(default=16, ge=1, le=200)
     redis_url: str | None = None
 
     http_host: str = "127.0.0.1"

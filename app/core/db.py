@@ -19,6 +19,8 @@ from app.core.config import Settings
 
 # Nothing a request does takes longer than this; a stuck query must not hold a connection for ever.
 _STATEMENT_TIMEOUT_MILLISECONDS = 15_000
+# Enough for work that opens a second transaction beside its first.
+_POOL_MIN = 4
 
 
 class Base(DeclarativeBase):
@@ -66,11 +68,13 @@ class Database:
     """An engine and the transactions on it. Make it in the process and loop that use it, after any fork."""
 
     def __init__(self, settings: Settings, *, pool_size: int | None = None) -> None:
-        size = pool_size or settings.database_pool_size
+        # Opened only when needed, and then kept: what overflows a pool is closed again after each use, and opening a
+        # connection costs PostgreSQL more than accepting a mail.
+        size = max(pool_size or settings.database_pool_size, _POOL_MIN)
         self.engine: AsyncEngine = create_async_engine(
             asyncpg_url(settings.database_url),
             pool_size=size,
-            max_overflow=size,
+            max_overflow=0,
             pool_timeout=10,
             pool_pre_ping=False,
             json_serializer=dumps,

@@ -112,7 +112,7 @@ class Once:
         return envelope
 
 
-def _once(
+async def _once(
     request: Request,
     session: Transaction,
     key: Annotated[

@@ -62,7 +62,7 @@ class Engine:
 
     def __init__(self, settings: Settings, *, timeouts: Timeouts | None = None) -> None:
         self._settings = settings
-        self._database = Database(settings, pool_size=4)
+        self._database = Database(settings, pool_size=8)
         resolver = Resolver(settings.nameservers, timeout_seconds=settings.dns_timeout_seconds)
         self._sites = Sites(settings, resolver, timeouts or Timeouts())
         self._settler = Settler(settings, self._database, self._let_go)
