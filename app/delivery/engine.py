@@ -143,7 +143,7 @@ class Engine:
                     session,
                     batch=batch,
                     tenant_batch=max(1, int(concurrency * _TENANT_BATCH)),
-                    busy_sites=busy_sites,
+                    busy_domains=busy_sites,
                     busy_tenants=busy_tenants,
                     size_max_bytes=size_max_bytes,
                     lease_token=ids.new_id(),
@@ -179,7 +179,7 @@ class Engine:
             known.lease.renew(asked_at)
             return
         held = self._held[key] = Held(claimed, Lease.asked_at(asked_at, self._settings.lease_seconds))
-        self._sites.enter(claimed.site)
+        self._sites.enter(claimed.domain)
         self._ready.append(held)
 
     def _start_ready(self) -> None:
@@ -260,7 +260,7 @@ class Engine:
             expired = claimed.expires_at is not None and claimed.expires_at <= datetime.now(UTC)
             return held.lease.is_held and not expired
 
-        site = self._sites.get(claimed.site)
+        site = self._sites.get(claimed.domain)
         async with site.slots:
             if self._stopping:
                 return None
@@ -278,7 +278,7 @@ class Engine:
     def _let_go(self, held: Held) -> None:
         """The delivery is no longer ours: make room for others."""
         del self._held[held.claimed.org_id, held.claimed.delivery_id]
-        self._sites.leave(held.claimed.site)
+        self._sites.leave(held.claimed.domain)
         if held.taken_bytes:
             self._budget.give_back(held.taken_bytes)
         self._start_ready()

@@ -24,7 +24,7 @@ class Claimed:
     delivery_id: UUID
     message_id: UUID
     recipient: str
-    site: str
+    domain: str
     size_bytes: int
     attempt: int
     give_up_at: datetime

@@ -34,8 +34,8 @@ _CLAIM = text(
     ), picked AS MATERIALIZED (
         SELECT q.org_id, q.delivery_id FROM due CROSS JOIN LATERAL (
             SELECT q.org_id, q.delivery_id FROM delivery_queue q
-            WHERE q.org_id = due.org_id AND q.next_attempt_at <= now() AND q.site <> ALL(CAST(:busy_sites AS text[]))
-              AND q.size_bytes <= :size_max_bytes
+            WHERE q.org_id = due.org_id AND q.next_attempt_at <= now()
+              AND q.domain <> ALL(CAST(:busy_domains AS text[])) AND q.size_bytes <= :size_max_bytes
             ORDER BY q.next_attempt_at
             LIMIT (SELECT least(:tenant_batch, ceil(CAST(:batch AS numeric) / greatest(1, count(*)))) FROM due)
             FOR UPDATE SKIP LOCKED
@@ -45,7 +45,7 @@ _CLAIM = text(
     SET lease_token = :lease_token, attempt = q.attempt + 1,
         next_attempt_at = now() + make_interval(secs => :lease_seconds)
     FROM picked p WHERE q.org_id = p.org_id AND q.delivery_id = p.delivery_id
-    RETURNING q.org_id, q.delivery_id, q.message_id, q.recipient, q.site, q.size_bytes, q.attempt, q.give_up_at,
+    RETURNING q.org_id, q.delivery_id, q.message_id, q.recipient, q.domain, q.size_bytes, q.attempt, q.give_up_at,
               q.expires_at, q.lease_token
     """  # noqa: S608 - a query of our own
 )
@@ -203,7 +203,7 @@ async def claim(
     *,
     batch: int,
     tenant_batch: int,
-    busy_sites: Collection[str],
+    busy_domains: Collection[str],
     busy_tenants: Collection[str],
     size_max_bytes: int,
     lease_token: UUID,
@@ -213,7 +213,7 @@ async def claim(
     values = {
         "batch": batch,
         "tenant_batch": tenant_batch,
-        "busy_sites": list(busy_sites),
+        "busy_domains": list(busy_domains),
         "busy_tenants": list(busy_tenants),
         "size_max_bytes": size_max_bytes,
         "lease_token": lease_token,

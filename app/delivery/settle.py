@@ -130,6 +130,7 @@ def _rows(
         "enhanced_code": outcome.reply.enhanced if outcome.reply else None,
         "response": outcome.response,
         "tls": outcome.tls,
+        "tls_verified": False,
         "started_at": outcome.started_at,
         "finished_at": outcome.finished_at,
     }

@@ -32,7 +32,7 @@ async def attempt(sites: Sites, site: Site, claimed: Claimed, prepared: Prepared
         except SmtpError as error:
             if error.content_sent:
                 return _broken(error, connection, started_at)
-    connected = await sites.connect(claimed.site)
+    connected = await sites.connect(claimed.domain)
     if isinstance(connected, Unreachable):
         return Outcome(
             connected.status,

@@ -41,6 +41,10 @@ class Message(Base):
     batch_id: Mapped[str | None]
     track_opens: Mapped[bool]
     track_clicks: Mapped[bool]
+    # The vMTA or pool that the sender asked for.
+    vmta: Mapped[str | None]
+    # Nothing of it leaves: how it ends was told beforehand, by a test key's address or by simulate-delivery.
+    simulated: Mapped[bool] = mapped_column(server_default="false")
     scheduled_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     size_bytes: Mapped[int]
@@ -105,6 +109,10 @@ class Delivery(Base):
     attempts: Mapped[int] = mapped_column(server_default="0")
     # The last answer in one line, or why there was none.
     last_response: Mapped[str | None]
+    # What the last answer means: one of app.mail.diagnosis.Category.
+    category: Mapped[str | None]
+    # The vMTA that the last attempt left from.
+    vmta_id: Mapped[UUID | None]
     settled_at: Mapped[datetime | None]
 
 
@@ -112,7 +120,7 @@ class QueuedDelivery(Base):
     """A delivery that still has to be transmitted: the hot table, which finished deliveries leave.
 
     A claim moves `next_attempt_at` to the end of its lease, so an expired lease is nothing but due mail: one index
-    serves waiting, retrying and crashed deliveries alike.
+    serves waiting, retrying and crashed deliveries alike. One that is held is due at infinity.
     """
 
     __tablename__ = "delivery_queue"
@@ -120,6 +128,9 @@ class QueuedDelivery(Base):
         PrimaryKeyConstraint("org_id", "delivery_id"),
         ForeignKeyConstraint(["org_id", "delivery_id"], ["deliveries.org_id", "deliveries.id"]),
         Index(None, "org_id", "next_attempt_at"),
+        Index("ix_delivery_queue_urgent", "org_id", "next_attempt_at", postgresql_where=text("urgent")),
+        Index("ix_delivery_queue_vmta", "org_id", "vmta_id", postgresql_where=text("vmta_id IS NOT NULL")),
+        Index("ix_delivery_queue_held", "org_id", "domain", postgresql_where=text("next_attempt_at = 'infinity'")),
         # Rows come and go all day: vacuum early, and leave room for updates on the page.
         {
             "postgresql_with": {
@@ -136,7 +147,13 @@ class QueuedDelivery(Base):
     message_id: Mapped[UUID]
     recipient: Mapped[str]
     # Where it goes: the recipient's domain.
-    site: Mapped[str]
+    domain: Mapped[str]
+    # The way out that was drawn for it; None: the platform's own. Others of its pool may stand in.
+    vmta_id: Mapped[UUID | None]
+    # It expires soon, so it goes before the others.
+    urgent: Mapped[bool] = mapped_column(server_default="false")
+    # How it is to end without being transmitted: a status.
+    simulated: Mapped[str | None]
     size_bytes: Mapped[int]
     attempt: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[datetime]
@@ -168,5 +185,12 @@ class Attempt(Base):
     enhanced_code: Mapped[str | None]
     response: Mapped[str | None]
     tls: Mapped[str | None]
+    # What the domain demanded of transport (opportunistic, required, mta_sts, dane); whether the host proved itself.
+    tls_policy: Mapped[str | None]
+    tls_verified: Mapped[bool] = mapped_column(server_default="false")
+    # What the answer means: one of app.mail.diagnosis.Category.
+    category: Mapped[str | None]
+    vmta_id: Mapped[UUID | None]
+    source_address: Mapped[str | None]
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime]

@@ -194,6 +194,8 @@ def _rows(
         "batch_id": request.batch_id,
         "track_opens": request.track_opens,
         "track_clicks": request.track_clicks,
+        "vmta": request.vmta,
+        "simulated": False,
         "scheduled_at": request.scheduled_at,
         "expires_at": request.expires_at,
         "size_bytes": request.size_bytes,
@@ -215,6 +217,7 @@ def _copies(
     waiting = {
         "size_bytes": request.size_bytes,
         "attempt": 0,
+        "urgent": False,
         "next_attempt_at": due_at,
         "give_up_at": due_at + timedelta(seconds=settings.retry_for_seconds),
         "expires_at": request.expires_at,
@@ -222,11 +225,11 @@ def _copies(
     status = _first_status(request, now)
     rows: dict[str, queries.Rows] = {"deliveries": [], "queue": [], "events": []}
     for recipient, delivery_id in zip(recipients, ids.siblings(key["message_id"], len(recipients)), strict=True):
-        email, site = recipient.address.email, recipient.address.domain
+        email, domain = recipient.address.email, recipient.address.domain
         delivery = {**key, "id": delivery_id, "kind": recipient.kind, "recipient": email, "status": status}
         event = {"id": ids.new_id(), "delivery_id": delivery_id, "recipient": email, "type": "queued"}
         rows["deliveries"].append({**delivery, "attempts": 0})
-        rows["queue"].append({**key, **waiting, "delivery_id": delivery_id, "recipient": email, "site": site})
+        rows["queue"].append({**key, **waiting, "delivery_id": delivery_id, "recipient": email, "domain": domain})
         rows["events"].append({**key, **event, "occurred_at": now, "data": {}})
     return rows
 

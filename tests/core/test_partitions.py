@@ -76,7 +76,7 @@ async def put_message(engine: AsyncEngine, moment: datetime, *, queued: bool = F
     if queued:
         statements += """;
             INSERT INTO delivery_queue
-                (org_id, delivery_id, message_id, recipient, site, size_bytes, next_attempt_at, give_up_at)
+                (org_id, delivery_id, message_id, recipient, domain, size_bytes, next_attempt_at, give_up_at)
                 VALUES (:org, :delivery, :message, 'a@b.example', 'b.example', 1, :now, :now)
         """
     async with engine.begin() as connection:

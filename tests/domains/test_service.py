@@ -296,7 +296,7 @@ async def queue_mail(database: Database, org_id: UUID, domain_id: UUID) -> None:
             insert(QueuedDelivery).values(
                 **of_both,
                 delivery_id=delivery_id,
-                site="example.net",
+                domain="example.net",
                 size_bytes=1,
                 next_attempt_at=now,
                 give_up_at=now + timedelta(days=3),
