@@ -50,7 +50,7 @@ migration: $(STAMP) ## Write a migration for changed models (SLUG=what_changes)
 	@test -n "$(SLUG)" || { echo "say what changes: make migration SLUG=add_templates" >&2; exit 1; }
 	$(BIN)/python -m app.migrate --revise "$(SLUG)"
 
-bench: $(STAMP) ## Measure sending and delivery on this machine
+bench: $(STAMP) ## Measure against Postfix + OpenDKIM (ARGS="--help" lists the loads)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(STAMP) ## Run the fault injection tests alone

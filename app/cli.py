@@ -26,6 +26,7 @@ from app.core.config import Settings, get_settings
 from app.local import mailbox, servers, stack
 from app.local.children import SUPERVISOR_PID
 from app.local.errors import StartupError
+from app.vmtas import operator as vmtas
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         ("migrate", _migrate, "bring the database's schema up to date"),
     ):
         commands.add_parser(name, help=words).set_defaults(command=function)
-    operator.add_parser(commands)
+    vmtas.add_parser(operator.add_parser(commands))
     commands.choices["operator"].set_defaults(command=_operator)
     mailbox = commands.add_parser("mailbox")  # without help: part of `run` only
     mailbox.add_argument("--smtp-port", type=int, default=1025)
@@ -153,7 +154,7 @@ def _migrate(_: argparse.Namespace) -> int:
 
 def _operator(parsed: argparse.Namespace) -> int:
     with _environment(("DATABASE_URL",)):
-        return operator.run(parsed)
+        return vmtas.run(parsed) if parsed.operator_command == "address" else operator.run(parsed)
 
 
 def _mailbox(parsed: argparse.Namespace) -> int:

@@ -25,6 +25,8 @@ from app.local import pages
 from app.mail.dns import Resolver
 from app.messages import routes as messages
 from app.messages.notices import SystemMailer
+from app.queues import routes as queues
+from app.vmtas import routes as vmtas
 
 _DESCRIPTION = """
 Transactional e-mail: accept, sign, deliver, and tell what became of each mail.
@@ -52,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Base64 is a third larger than what it holds; the rest is room for JSON around texts and recipients.
     app.add_middleware(RequestMiddleware, large_body_bytes=settings.message_max_bytes * 4 // 3 + 2**20)
     problems.install(app)
-    for router in (health.router, accounts.router, domains.router, messages.router):
+    for router in (health.router, accounts.router, domains.router, vmtas.router, messages.router, queues.router):
         app.include_router(router)
     if settings.mode == "local":
         app.include_router(pages.router(settings))

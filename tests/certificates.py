@@ -5,7 +5,7 @@ import ipaddress
 import os
 import ssl
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -17,10 +17,14 @@ VALID = datetime.timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate with its key, PEM; for an authority, `issue` makes more of them."""
+    """A certificate with its key, PEM; for an authority, `issue` makes more of them.
+
+    chain: certificates that a server sends after its own.
+    """
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
+    chain: tuple["Certificate", ...] = ()
 
     @property
     def pem(self) -> bytes:
@@ -28,14 +32,33 @@ class Certificate:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     @property
+    def der(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def public_key_der(self) -> bytes:
+        """SubjectPublicKeyInfo."""
+        return self.key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+
+    @property
     def key_pem(self) -> bytes:
         return self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
-    def issue(self, *names: str) -> "Certificate":
+    def issue(self, *names: str, expired: bool = False) -> "Certificate":
         """A server certificate for these host names or IP addresses, signed by this authority."""
-        return _make(names, signer=self)
+        return _make(names, signer=self, expired=expired)
+
+    def issue_authority(self, name: str, *, expired: bool = False) -> "Certificate":
+        """An authority below this one."""
+        return _make((name,), signer=self, authority=True, expired=expired)
+
+    def sent_with(self, *others: "Certificate") -> "Certificate":
+        """The same, sent by servers with these certificates after it."""
+        return replace(self, chain=others)
 
     def server_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -43,7 +66,7 @@ class Certificate:
         descriptor, path = tempfile.mkstemp(suffix=".pem")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(self.pem + self.key_pem)
+                file.write(b"".join((self.pem, *(other.pem for other in self.chain), self.key_pem)))
             context.load_cert_chain(path)
         finally:
             os.unlink(path)
@@ -59,12 +82,14 @@ def make_authority() -> Certificate:
     return _make(("Test authority",), authority=True)
 
 
-def self_signed(*names: str) -> Certificate:
+def self_signed(*names: str, expired: bool = False) -> Certificate:
     """A server certificate that nobody vouches for."""
-    return _make(names)
+    return _make(names, expired=expired)
 
 
-def _make(names: tuple[str, ...], *, signer: Certificate | None = None, authority: bool = False) -> Certificate:
+def _make(
+    names: tuple[str, ...], *, signer: Certificate | None = None, authority: bool = False, expired: bool = False
+) -> Certificate:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     now = datetime.datetime.now(datetime.UTC)
@@ -74,8 +99,8 @@ def _make(names: tuple[str, ...], *, signer: Certificate | None = None, authorit
         .issuer_name(signer.certificate.subject if signer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - VALID)
-        .not_valid_after(now + VALID)
+        .not_valid_before(now - 2 * VALID)
+        .not_valid_after(now - VALID if expired else now + VALID)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
     )
     if not authority:

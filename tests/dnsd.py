@@ -36,6 +36,7 @@ class DnsServer:
         dns.add("mx.example.com", "A", "127.0.0.2")
 
     A name without records is NXDOMAIN; a name (or an ancestor of one) without the type is NODATA with a SOA.
+    Answers about names below a `sign`ed one have the AD bit, when the query asked for it; none else has.
     TTLs are 0 unless said otherwise, so that no cache holds a test back.
     """
 
@@ -48,6 +49,7 @@ class DnsServer:
         self._records: dict[str, dict[str, list[tuple[str, int | None]]]] = {}
         self._failures: dict[tuple[str, str], str] = {}
         self._silent: set[tuple[str, str]] = set()
+        self._signed: dict[str, bool] = {}
         self._server = Nameserver(self._answer)
 
     async def __aenter__(self) -> Self:
@@ -103,6 +105,15 @@ class DnsServer:
         """Never answer questions for this name from now on."""
         self._silent.add((_key(name), type.upper()))
 
+    def sign(self, name: str, *, signed: bool = True) -> None:
+        """Answer with AD for this name and those below it, as a validating nameserver does; signed=False: without."""
+        self._signed[_key(name)] = signed
+
+    def _is_signed(self, name: str) -> bool:
+        labels = name.split(".")
+        ancestors = (".".join(labels[skip:]) for skip in range(len(labels)))
+        return next((self._signed[ancestor] for ancestor in ancestors if ancestor in self._signed), False)
+
     def heal(self, name: str) -> None:
         """Undo fail() and silent()."""
         self._failures = {key: code for key, code in self._failures.items() if key[0] != _key(name)}
@@ -121,8 +132,12 @@ class DnsServer:
         if (name, kind) in self._silent or (name, ANY_TYPE) in self._silent:
             return None
         response = dns.message.make_response(query, recursion_available=True)
-        response.flags |= dns.flags.AA
+        # A validating nameserver says AD where the query has AD or DO (RFC 6840 §5.8), and of the whole answer.
+        wanted = bool(query.flags & dns.flags.AD or query.ednsflags & dns.flags.DO)
+        response.flags |= dns.flags.AA | (dns.flags.AD if wanted else 0)
         for _ in range(MAX_CNAME_STEPS):
+            if not self._is_signed(name):
+                response.flags &= ~dns.flags.AD
             failure = self._failures.get((name, kind)) or self._failures.get((name, ANY_TYPE))
             if failure:
                 response.set_rcode(dns.rcode.from_text(failure))

@@ -237,10 +237,13 @@ class Session(asyncio.Protocol):
         except (OSError, EOFError):
             self._transport.abort()
             return
-        if transport is None:
+        ssl_object = transport.get_extra_info("ssl_object") if transport is not None else None
+        if ssl_object is None:
+            # The client has left right after the handshake.
+            self._transport.abort()
             return
         self._transport = transport
-        self._tls_version = transport.get_extra_info("ssl_object").version()
+        self._tls_version = ssl_object.version()
         self._secure, self._ehlo, self._busy, self._task = True, "", False, None
         self._proceed()
 

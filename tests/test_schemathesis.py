@@ -96,12 +96,15 @@ async def api(server: tuple[str, FastAPI], client: httpx.AsyncClient, database: 
     async with httpx.AsyncClient(base_url=server[0], trust_env=False) as there:
         body = {"email": helpers.new_email(), "role": "analyst"}
         invited = await there.post("/api/v1/users/invitations", json=body, headers=account.headers)
+    vmta = await client.post("/api/v1/vmtas", json={"name": "mta-1"}, headers=account.headers)
     ids = {
         "domain_id": domain_id,
         "message_id": message_id,
         "api_key_id": view["id"],
         "user_id": str(account.user_id),
         "invitation_id": invited.json()["data"]["invitation"]["id"],
+        "vmta_id": vmta.json()["data"]["vmta"]["id"],
+        "queue_id": "default@c.example",
     }
     yield Api(server[0], {"X-API-Key": secret}, ids)
     # What was sent is not for the engines of other tests.

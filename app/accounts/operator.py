@@ -6,6 +6,7 @@ import getpass
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
@@ -108,8 +109,11 @@ def _organization_row(organization: Organization, users: int | None = None) -> R
     return str(organization.id), organization.name, count, f"{organization.created_at:%Y-%m-%d}", state
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `operator create|list|verify-email|suspend|resume` to the command line."""
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_parser(subparsers: Subparsers) -> Subparsers:
+    """Add `operator create|list|verify-email|suspend|resume` to the command line; where other nouns add theirs."""
     parser = subparsers.add_parser("operator", help="make and list operators, verify addresses, suspend organizations")
     commands = parser.add_subparsers(dest="operator_command", required=True)
     create = commands.add_parser("create", help="make a user who may run the platform")
@@ -125,12 +129,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     resuming = commands.add_parser("resume", help="end a suspension; mail that waited is sent")
     for command in (suspending, resuming):
         command.add_argument("organization", metavar="ORGANIZATION", help="its id, or its exact name")
+    return commands
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed command line asks for; the exit status."""
+    return execute(_command(args))
+
+
+def execute(command: Callable[[Database], Awaitable[Sequence[Table]]]) -> int:
+    """Run a command on the database that the settings name, and print its tables; the exit status."""
     try:
-        tables = asyncio.run(_with_database(_command(args)))
+        tables = asyncio.run(_with_database(command))
     except ValidationError as error:
         for flaw in error.errors():
             print(f"{'.'.join(map(str, flaw['loc']))}: {flaw['msg']}", file=sys.stderr)

@@ -20,7 +20,7 @@ async def suspend(session: AsyncSession, id_or_name: str, *, reason: str) -> Org
 
     Its people are told the reason. A second time changes the reason. Raises NotFound, Conflict.
     """
-    organization = await _find(session, id_or_name)
+    organization = await find(session, id_or_name)
     organization.suspended_at = organization.suspended_at or datetime.now(UTC)
     organization.suspension_reason = reason
     await session.flush()
@@ -29,13 +29,14 @@ async def suspend(session: AsyncSession, id_or_name: str, *, reason: str) -> Org
 
 async def resume(session: AsyncSession, id_or_name: str) -> Organization:
     """End a suspension; what waited is sent now unless it has expired. Raises NotFound, Conflict."""
-    organization = await _find(session, id_or_name)
+    organization = await find(session, id_or_name)
     organization.suspended_at = organization.suspension_reason = None
     await session.flush()
     return organization
 
 
-async def _find(session: AsyncSession, id_or_name: str) -> Organization:
+async def find(session: AsyncSession, id_or_name: str) -> Organization:
+    """An organization by its id or exact name, locked until the commit. Raises NotFound, Conflict."""
     try:
         found = [await queries.organization_by_id(session, UUID(id_or_name))]
     except ValueError:

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     return_path_domain: str = ""
     outbound_smtp_port: int = Field(default=25, ge=1, le=65_535)
     outbound_tls_ca_file: Path | None = None
+    dane_enabled: bool | None = Field(default=None, validation_alias="DANE")
     outbound_allow_private_networks: bool | None = None
     webhook_allow_private_networks: bool = False
 
@@ -73,8 +74,9 @@ class Settings(BaseSettings):
     domain_recheck_seconds: Seconds = 6 * 3600
 
     worker_processes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64)
-    delivery_concurrency: int = Field(default=400, ge=1, le=10_000)
+    delivery_concurrency: int = Field(default=1000, ge=1, le=10_000)
     site_connections: int = Field(default=20, ge=1, le=1000)
+    shaping_file: Path | None = None
     lease_seconds: Seconds = 60
     poll_seconds: Seconds = 1
     sweep_seconds: Seconds = 5
@@ -121,6 +123,11 @@ class Settings(BaseSettings):
             self.require_verified_email = not local
         if self.outbound_allow_private_networks is None:
             self.outbound_allow_private_networks = local
+        if self.dane_enabled is None:
+            # What the AD bit says is worth what the way to the nameserver is worth (RFC 7672 §2.1.1).
+            self.dane_enabled = bool(self.nameservers) and all(
+                ipaddress.ip_address(address).is_loopback for address, _ in self.nameservers
+            )
         return self
 
     @property

@@ -1,5 +1,6 @@
 """The database: one engine a process, one place that commits, jobs rung only after commit."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -7,10 +8,12 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
+import asyncpg
 import orjson
 from fastapi import Depends
 from sqlalchemy import BigInteger, DateTime, MetaData, Text, Uuid, event
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from starlette.requests import HTTPConnection
@@ -21,6 +24,18 @@ from app.core.config import Settings
 _STATEMENT_TIMEOUT_MILLISECONDS = 15_000
 # Enough for work that opens a second transaction beside its first.
 _POOL_MIN = 4
+_BARE_POOL = 4
+_CONNECT_SECONDS = 10
+_COMMAND_SECONDS = 60
+_SERVER_SETTINGS = {
+    "application_name": "postroad",
+    "statement_timeout": str(_STATEMENT_TIMEOUT_MILLISECONDS),
+    # Small repeated statements: compiling them costs more than it saves.
+    "jit": "off",
+}
+
+# What a database that is away, overloaded or restarting raises, among others: `is_away` tells.
+DATABASE_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 class Base(DeclarativeBase):
@@ -47,7 +62,12 @@ class Base(DeclarativeBase):
 
 def dumps(value: Any) -> str:
     """JSON as PostgreSQL takes it; the driver's own UUIDs, a subclass, are written as their text."""
-    return orjson.dumps(value, default=str).decode()
+    return orjson.dumps(value, default=_text).decode()
+
+
+def _text(value: Any) -> str:
+    # PostgreSQL's own way to write octets as text.
+    return "\\x" + value.hex() if isinstance(value, bytes) else str(value)
 
 
 def insert_json(model: type[Base], parameter: str, *, joined: str = "") -> str:
@@ -80,18 +100,16 @@ class Database:
             json_serializer=dumps,
             json_deserializer=orjson.loads,
             connect_args={
-                "timeout": 10,
-                "command_timeout": 60,
-                "server_settings": {
-                    "application_name": "postroad",
-                    "statement_timeout": str(_STATEMENT_TIMEOUT_MILLISECONDS),
-                    # Small repeated statements: compiling them costs more than it saves.
-                    "jit": "off",
-                },
+                "timeout": _CONNECT_SECONDS,
+                "command_timeout": _COMMAND_SECONDS,
+                "server_settings": _SERVER_SETTINGS,
             },
         )
         event.listen(self.engine.sync_engine, "handle_error", _discard_broken)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._bare_url = asyncpg_url(settings.database_url).replace("+asyncpg", "")
+        self._bare: asyncpg.Pool | None = None
+        self._opening = asyncio.Lock()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -105,9 +123,34 @@ class Database:
             for callback in session.info.get("after_commit", ()):
                 callback()
 
+    @asynccontextmanager
+    async def bare(self) -> AsyncIterator[asyncpg.Connection]:
+        """The driver's own connection, for the few statements that every mail passes through.
+
+        The machinery of a session costs as much as they do. Each statement commits by itself, unless the caller opens
+        `connection.transaction()`. JSONB is given and taken as Python values. Raises DATABASE_ERRORS.
+        """
+        async with self._opening:
+            if self._bare is None:
+                self._bare = await asyncpg.create_pool(
+                    self._bare_url,
+                    min_size=0,
+                    max_size=_BARE_POOL,
+                    init=_prepare_bare,
+                    reset=_leave_as_it_is,
+                    timeout=_CONNECT_SECONDS,
+                    command_timeout=_COMMAND_SECONDS,
+                    server_settings=_SERVER_SETTINGS,
+                )
+        async with self._bare.acquire(timeout=_CONNECT_SECONDS) as connection:
+            yield connection
+
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+        if self._bare is not None:
+            await self._bare.close()
+            self._bare = None
 
 
 def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
@@ -120,6 +163,32 @@ def asyncpg_url(url: str | None) -> str:
     if not url:
         raise ValueError("DATABASE_URL is not set and no embedded server was started")
     return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+asyncpg://", url)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the database is away or overloaded, so that the same statement may well succeed later."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if isinstance(error, DBAPIError | asyncpg.PostgresError):
+        state = str(getattr(getattr(error, "orig", error), "sqlstate", None) or "")
+        # Connection trouble, conflicts between transactions, resources, restarts and time limits.
+        return not state or state.startswith(("08", "25", "40", "53", "55", "57"))
+    return isinstance(error, DATABASE_ERRORS)
+
+
+async def _prepare_bare(connection: asyncpg.Connection) -> None:
+    await connection.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        # The binary form of JSONB is a version number and the text.
+        encoder=lambda value: b"\x01" + orjson.dumps(value, default=str),
+        decoder=lambda value: orjson.loads(value[1:]),
+        format="binary",
+    )
+
+
+async def _leave_as_it_is(_: asyncpg.Connection) -> None:
+    """Nothing that we do outlives a transaction, so a reset would only be one more round trip."""
 
 
 def _discard_broken(context: Any) -> None:

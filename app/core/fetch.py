@@ -42,16 +42,17 @@ class Fetched:
 class Fetcher:
     """Fetches by HTTPS from public addresses only; with WEBHOOK_ALLOW_PRIVATE_NETWORKS from any, and by HTTP too.
 
-    `resolve` gives a host name's addresses, none when there are none. Belongs to one event loop.
+    `resolve` gives a host name's addresses, none when there are none. `at_once`: fetches under way; others wait, and
+    their time runs. Belongs to one event loop.
     """
 
-    def __init__(self, settings: Settings, resolve: Resolve) -> None:
+    def __init__(self, settings: Settings, resolve: Resolve, *, at_once: int = MAX_FETCHES_AT_ONCE) -> None:
         self._resolve = resolve
         self._allow_private = settings.webhook_allow_private_networks
         ca_file = settings.outbound_tls_ca_file
         self._tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._slots = asyncio.Semaphore(MAX_FETCHES_AT_ONCE)
+        self._slots = asyncio.Semaphore(at_once)
 
     async def fetch(self, url: str, *, max_bytes: int, timeout_seconds: float, accept: Collection[str]) -> Fetched:
         """GET the URL. `accept` names the media types that will do; `timeout_seconds` is for all of it.

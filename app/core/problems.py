@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import asyncpg
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,10 +12,10 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from app.core.errors import Flaw, PostroadError, problem
+from app.core.errors import Flaw, Invalid, PostroadError, problem
 from app.core.idempotency import Replay
 
-_MAX_FLAWS = 50
+MAX_FLAWS = 50
 _CODES = {
     400: "bad_request",
     404: "route_not_found",
@@ -36,8 +37,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Replay, _replay)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(DBAPIError, _database_error)
-    for away in (PoolTimeout, OSError, TimeoutError):
+    for refused in (DBAPIError, asyncpg.PostgresError):
+        app.add_exception_handler(refused, _database_error)
+    for away in (PoolTimeout, asyncpg.InterfaceError, OSError, TimeoutError):
         app.add_exception_handler(away, _unavailable)
     app.add_exception_handler(Exception, _unforeseen)
 
@@ -50,15 +52,18 @@ def respond(
     *,
     flaws: Sequence[Flaw] = (),
     headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """A problem document as a response."""
+    """A problem document as a response; `extra` are members of its own (RFC 9457 section 3.2)."""
     request_id = request.scope.get("state", {}).get("request_id")
-    body = problem(status, code, detail, request_id=request_id, flaws=flaws)
+    body = problem(status, code, detail, request_id=request_id, flaws=flaws) | dict(extra or {})
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 async def _postroad_error(request: Request, error: Any) -> Response:
-    return respond(request, error.status, error.code, error.detail, flaws=error.flaws, headers=error.headers)
+    return respond(
+        request, error.status, error.code, error.detail, flaws=error.flaws, headers=error.headers, extra=error.extra
+    )
 
 
 async def _replay(_: Request, replay: Any) -> Response:
@@ -68,11 +73,17 @@ async def _replay(_: Request, replay: Any) -> Response:
 
 
 async def _validation_error(request: Request, error: Any) -> Response:
-    flaws = [_flaw(item) for item in error.errors()[:_MAX_FLAWS]]
-    if any(item["type"] == "json_invalid" for item in error.errors()):
-        return respond(request, 422, "invalid_json", "The request body is not valid JSON.", flaws=flaws)
+    found = invalid(error.errors())
+    return respond(request, found.status, found.code, found.detail, flaws=found.flaws)
+
+
+def invalid(items: Sequence[Mapping[str, Any]]) -> Invalid:
+    """What pydantic found wrong with a request, each place with its location before it, as an error of our own."""
+    flaws = [_flaw(item) for item in items[:MAX_FLAWS]]
+    if any(item["type"] == "json_invalid" for item in items):
+        return Invalid("invalid_json", "The request body is not valid JSON.", flaws=flaws)
     where = f"{flaws[0].pointer or 'the body'}: {flaws[0].detail}" if flaws else "it is malformed"
-    return respond(request, 422, "invalid_request", f"The request is not valid: {where}.", flaws=flaws)
+    return Invalid("invalid_request", f"The request is not valid: {where}.", flaws=flaws)
 
 
 def _flaw(item: Mapping[str, Any]) -> Flaw:
@@ -98,11 +109,12 @@ async def _http_exception(request: Request, error: Any) -> Response:
 
 
 async def _database_error(request: Request, error: Any) -> Response:
-    state = str(getattr(error.orig, "sqlstate", None) or "")
+    state = str(getattr(getattr(error, "orig", error), "sqlstate", None) or "")
     if state == "57014":
         log.warning("query_too_slow", path=request.url.path)
         return respond(request, 503, "query_too_slow", "That took too long: narrow it, for example by created_from.")
-    if error.connection_invalidated or isinstance(error, InterfaceError | OperationalError) or state.startswith(_AWAY):
+    is_broken = getattr(error, "connection_invalidated", False) or isinstance(error, InterfaceError | OperationalError)
+    if is_broken or state.startswith(_AWAY):
         return await _unavailable(request, error)
     if state in _BAD_TEXT:
         return respond(request, 422, "invalid_text", "The request contains characters that cannot be stored.")

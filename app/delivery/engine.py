@@ -1,4 +1,4 @@
-"""The delivery engine of one worker process: claim due mail, prepare it, transmit it, settle it.
+"""The delivery engine of one worker process: claim due mail, prepare it, let it leave, settle it.
 
 One event loop, made after any fork. Postgres is the queue: a ring only shortens the wait until the next poll.
 """
@@ -8,28 +8,36 @@ import os
 import random
 import socket
 import time
-from collections import Counter
-from collections.abc import Coroutine, Sequence
-from datetime import UTC, datetime
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.core import ids
 from app.core.config import Settings
-from app.core.db import Database
-from app.delivery import content, queries
-from app.delivery.content import Prepared
-from app.delivery.lease import ByteBudget, Held, Lease
+from app.core.db import DATABASE_ERRORS, Database
+from app.core.redis import connect
+from app.delivery import queries, simulator
+from app.delivery.content import Loader, Prepared
+from app.delivery.egress import Egress, Wait, Way
+from app.delivery.lanes import Ends, Lanes, expired, internal_error
+from app.delivery.lease import ByteBudget, Gate, Held, Lease
+from app.delivery.limits import SharedLimits
 from app.delivery.outcome import Claimed, Outcome
 from app.delivery.queries import Key
+from app.delivery.routing import Route, Router, Unreachable
+from app.delivery.security import Policies
 from app.delivery.service import HEARTBEAT_SECONDS
 from app.delivery.settle import Settler
-from app.delivery.sites import Sites
-from app.delivery.transmit import attempt
+from app.delivery.shaping import load as load_shaping
+from app.delivery.transmit import unreached
 from app.mail.dns import Resolver
 from app.mail.smtp import Timeouts
 from app.messages.status import Status
+from app.queues import control
 
 _BATCH = 100
 # Small claims cost as much as large ones: let this much room gather first.
@@ -40,19 +48,27 @@ _MEMORY_BYTES = 96 * 2**20
 _COPIES = 4
 _OVERHEAD_BYTES = 4096
 # Loads may not crowd settling and renewing out of the connection pool.
-_LOADS_MAX = 3
+_LOADS_MAX = 2
 _BACKOFF_SECONDS = 1.0
 _DRAIN_SECONDS = 20.0
 _CLAIM_INTERVAL_SECONDS = 0.01
 _ANY_SIZE_BYTES = 2**62
-# A site may hold this many times its connections in claimed mail; more would let one slow site fill the worker.
+# Claimed mail that a site may have waiting: so many times its connections, or what it has lately taken in half a
+# second. More would let one slow site fill the worker, less would let a quick one wait for claims.
 _SITE_BACKLOG = 3
+_BACKLOG_SECONDS = 0.5
 # Nor may one tenant, however many slow sites it names, fill a worker: it gets no more mail claimed once it holds half,
 # and never more than a quarter at once.
 _TENANT_SHARE = 0.5
 _TENANT_BATCH = 0.25
-
-_AWAY = (SQLAlchemyError, OSError, TimeoutError)
+# Mail that expires soon finds room in a worker that is full of other mail.
+_URGENT_SHARE = 0.1
+# Mail for an address that other hosts have is left to them for this long.
+_FOREIGN_SECONDS = 30.0
+# Held back together, let go one by one.
+_SPREAD_SECONDS = 5.0
+_SECOND = 1.0
+_DESTINATIONS_MAX = 50_000
 
 log = structlog.get_logger(__name__)
 
@@ -62,16 +78,31 @@ class Engine:
 
     def __init__(self, settings: Settings, *, timeouts: Timeouts | None = None) -> None:
         self._settings = settings
-        self._database = Database(settings, pool_size=8)
+        self._database = Database(settings, pool_size=4)
+        self._redis = connect(settings)
+        self._limits = SharedLimits(self._redis)
         resolver = Resolver(settings.nameservers, timeout_seconds=settings.dns_timeout_seconds)
-        self._sites = Sites(settings, resolver, timeouts or Timeouts())
+        shaping = load_shaping(settings.shaping_file, site_connections=settings.site_connections)
+        self._policies = Policies(settings, resolver)
+        self._router = Router(settings, resolver, shaping, self._policies, timeouts or Timeouts())
+        self._egress = Egress(settings, self._database)
+        self._loader = Loader(self._database, settings.return_path_domain)
         self._settler = Settler(settings, self._database, self._let_go)
+        ends = Ends(self._settler.add, self._park_soon, self._give_back_soon)
+        self._lanes = Lanes(self._router, self._egress, self._limits, ends)
         self._budget = ByteBudget(_MEMORY_BYTES)
         self._loads = asyncio.Semaphore(_LOADS_MAX)
         self._held: dict[Key, Held] = {}
+        self._of_tenant: Counter[UUID] = Counter()
+        self._of_domain: Counter[str] = Counter()
+        self._gates: dict[str, Gate] = {}
+        self._pace: Counter[str] = Counter()
+        self._pace_before: Counter[str] = Counter()
         self._ready: list[Held] = []
+        self._destinations: dict[str, tuple[str, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._wake_urgent = asyncio.Event()
         self._more_due = False
         self._stopping = False
         self._worker_id = ids.new_id()
@@ -79,95 +110,135 @@ class Engine:
     def ring(self) -> None:
         """There may be due mail."""
         self._wake.set()
+        self._wake_urgent.set()
 
     def stop(self) -> None:
         """Claim no more; `run` returns once what is being transmitted has ended, or after 20 seconds."""
         self._stopping = True
-        self._wake.set()
+        self.ring()
 
     async def run(self) -> None:
         """Deliver until `stop`. Raises what a part of it did not foresee, after ending what was under way."""
-        claiming = asyncio.create_task(self._claim())
+        claiming = [asyncio.create_task(self._claim(urgent=urgent)) for urgent in (False, True)]
         background = [
-            asyncio.create_task(self._settler.run()),
-            asyncio.create_task(self._renew_leases()),
-            asyncio.create_task(self._beat()),
-            asyncio.create_task(self._sites.reap()),
+            asyncio.create_task(work)
+            for work in (
+                self._settler.run(),
+                self._renew_leases(),
+                self._beat(),
+                self._limits.run(),
+                self._egress.run(),
+                self._policies.refresh(),
+                self._each_second(),
+            )
         ]
         try:
             # Without one of its parts it would hold mail for ever, or lose its leases.
-            ended, _ = await asyncio.wait([claiming, *background], return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait([*claiming, *background], return_when=asyncio.FIRST_COMPLETED)
             self.stop()
-            await asyncio.wait([claiming])
+            await asyncio.wait(claiming)
             await self._drain()
         finally:
-            for task in (claiming, *background):
-                task.cancel()
-            await asyncio.gather(claiming, *background, return_exceptions=True)
+            await _end([*claiming, *background])
             await self._forget()
+            await self._redis.aclose()
             await self._database.close()
         for task in ended:
             task.result()
 
-    async def _claim(self) -> None:
+    async def _claim(self, *, urgent: bool) -> None:
+        wake = self._wake_urgent if urgent else self._wake
+        if not await self._first_picture():
+            return
         while not self._stopping:
             began_at = time.monotonic()
-            if not await self._claim_once():
-                await self._rest()
+            if not await self._claim_once(urgent=urgent):
+                await self._rest(wake)
             # Mail that trickles in is claimed by the handful: a claim of one costs nearly as much as one of many.
             await asyncio.sleep(max(0.0, began_at + _CLAIM_INTERVAL_SECONDS - time.monotonic()))
 
-    async def _rest(self) -> None:
+    async def _first_picture(self) -> bool:
+        """Know what is paused or held before anything is sent; False when the engine is stopped first."""
+        while not self._stopping:
+            try:
+                await self._egress.refresh()
+                return True
+            except DATABASE_ERRORS as error:
+                _warn("egress_refresh_failed", error)
+                await asyncio.sleep(_BACKOFF_SECONDS)
+        return False
+
+    async def _rest(self, wake: asyncio.Event) -> None:
         """Wait for a ring, for room, or for the next poll; polls of many workers are spread."""
         try:
             async with asyncio.timeout(self._settings.poll_seconds * random.uniform(0.7, 1.3)):  # noqa: S311
-                await self._wake.wait()
+                await wake.wait()
         except TimeoutError:
             pass
-        self._wake.clear()
+        wake.clear()
 
-    async def _claim_once(self) -> bool:
+    async def _claim_once(self, *, urgent: bool = False) -> bool:
         """Claim what there is room for; whether more may be due right now."""
         concurrency = self._settings.delivery_concurrency
         room = concurrency - len(self._held)
-        if room < min(_ROOM_MIN, concurrency // 8 + 1):
+        if urgent:
+            room += max(1, int(concurrency * _URGENT_SHARE))
+        if room < (1 if urgent else min(_ROOM_MIN, concurrency // 8 + 1)):
             return False
-        batch = min(_BATCH, room)
-        busy_sites = self._sites.busy(self._settings.site_connections * _SITE_BACKLOG)
-        busy_tenants = self._busy_tenants()
+        busy_domains, busy_tenants = self._busy_domains(), self._busy_tenants()
         size_max_bytes = self._claimable_bytes()
         asked_at = time.monotonic()
         try:
-            async with self._database.transaction() as session:
+            async with self._database.bare() as connection:
                 claims = await queries.claim(
-                    session,
-                    batch=batch,
+                    connection,
+                    batch=min(_BATCH, room),
                     tenant_batch=max(1, int(concurrency * _TENANT_BATCH)),
-                    busy_domains=busy_sites,
+                    busy_domains=busy_domains,
                     busy_tenants=busy_tenants,
                     size_max_bytes=size_max_bytes,
                     lease_token=ids.new_id(),
                     lease_seconds=self._settings.lease_seconds,
+                    foreign_vmtas=self._egress.foreign(),
+                    foreign_seconds=_FOREIGN_SECONDS,
+                    urgent=urgent,
                 )
-        except _AWAY as error:
+        except DATABASE_ERRORS as error:
             _warn("claim_failed", error)
             await asyncio.sleep(_BACKOFF_SECONDS)
             return False
         for claimed in claims:
             self._take(claimed, asked_at)
         self._start_ready()
-        # Fewer than asked for need not be all: each tenant had only its share, and the busy ones were left out.
-        self._more_due = bool(claims or busy_sites or busy_tenants) or size_max_bytes < _ANY_SIZE_BYTES
+        if not urgent:
+            # Fewer than asked for need not be all: each tenant had only its share, and the busy ones were left out.
+            self._more_due = bool(claims or busy_domains or busy_tenants) or size_max_bytes < _ANY_SIZE_BYTES
         return bool(claims)
 
-    def _busy_tenants(self) -> list[str]:
-        counts = Counter(org_id for org_id, _ in self._held)
+    def _busy_tenants(self) -> list[UUID]:
         share = self._settings.delivery_concurrency * _TENANT_SHARE
-        return [str(org_id) for org_id, count in counts.items() if count >= share]
+        return [org_id for org_id, count in self._of_tenant.items() if count >= share]
+
+    def _busy_domains(self) -> list[str]:
+        """The domains that this worker holds enough mail for, by themselves or together with others of their site."""
+        busy = set()
+        for domain, count in self._of_domain.items():
+            route = self._router.known(domain)
+            connections = route.rule.connections if route is not None else self._settings.site_connections
+            if count >= self._backlog_max(connections, [domain]):
+                busy.add(domain)
+        for gate in self._gates.values():
+            if gate.held >= self._backlog_max(gate.connections, gate.domains):
+                busy |= gate.domains
+        return list(busy)
+
+    def _backlog_max(self, connections: int, domains: Iterable[str]) -> float:
+        lately = sum(max(self._pace[domain], self._pace_before[domain]) for domain in domains)
+        return max(_SITE_BACKLOG * connections, lately * _BACKLOG_SECONDS)
 
     def _claimable_bytes(self) -> int:
         """The largest mail to claim now: large ones wait their turn in the queue, not here."""
-        if any(self._budget.is_large(_memory_bytes(held.claimed)) for held in self._held.values()):
+        if self._budget.has_large or any(self._budget.is_large(_memory_bytes(held.claimed)) for held in self._ready):
             return (_MEMORY_BYTES // 4 - _OVERHEAD_BYTES) // _COPIES
         return _ANY_SIZE_BYTES
 
@@ -179,7 +250,8 @@ class Engine:
             known.lease.renew(asked_at)
             return
         held = self._held[key] = Held(claimed, Lease.asked_at(asked_at, self._settings.lease_seconds))
-        self._sites.enter(claimed.domain)
+        self._of_tenant[claimed.org_id] += 1
+        self._of_domain[claimed.domain] += 1
         self._ready.append(held)
 
     def _start_ready(self) -> None:
@@ -196,92 +268,165 @@ class Engine:
             chunk.append(held)
             chunk_bytes += needed
             if chunk_bytes >= _CHUNK_BYTES:
-                self._start(self._deliver_chunk(chunk))
+                self._start(self._dispatch(chunk))
                 chunk, chunk_bytes = [], 0
         if chunk:
-            self._start(self._deliver_chunk(chunk))
+            self._start(self._dispatch(chunk))
         self._ready = waiting
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _deliver_chunk(self, chunk: Sequence[Held]) -> None:
-        """Load the chunk's messages, then transmit each delivery on its own."""
-        started_at = datetime.now(UTC)
-        keys = {(held.claimed.org_id, held.claimed.message_id) for held in chunk}
+    async def _dispatch(self, chunk: Sequence[Held]) -> None:
+        """Load the chunk's messages, then let each delivery go its way."""
+        prepared = await self._load(chunk)
+        if prepared is None:
+            return
+        by_domain: defaultdict[str, list[Held]] = defaultdict(list)
+        now = datetime.now(UTC)
+        for held in chunk:
+            claimed = held.claimed
+            held.prepared = prepared.get((claimed.org_id, claimed.message_id))
+            if held.is_expired:
+                self._settler.add(held, expired(now))
+            elif claimed.simulated is not None:
+                self._settler.add(held, simulator.outcomes(claimed.simulated, claimed.attempt, now))
+            elif held.prepared is None:
+                detail = "the domain has no usable DKIM key"
+                self._settler.add(held, Outcome(Status.DEFERRED, "no_signing_key", detail, now, now))
+            else:
+                by_domain[claimed.domain].append(held)
+        for domain, mails in by_domain.items():
+            route = self._router.known(domain)
+            if route is not None:
+                await self._let_leave(mails, route)
+            else:
+                # A slow DNS must not keep the others of this chunk waiting.
+                self._start(self._find_route(domain, mails))
+
+    async def _load(self, chunk: Sequence[Held]) -> dict[Key, Prepared] | None:
+        """The chunk's messages; None when they could not be had, and what follows from that has been done."""
+        # What is simulated is never composed.
+        keys = {(held.claimed.org_id, held.claimed.message_id) for held in chunk if held.claimed.simulated is None}
         try:
-            async with self._loads, self._database.transaction() as session:
-                prepared = await content.prepare(session, keys, self._settings.return_path_domain)
-        except _AWAY as error:
+            async with self._loads:
+                return await self._loader.load(keys) if keys else {}
+        except DATABASE_ERRORS as error:
             _warn("load_failed", error)
             # The leases end by themselves and another attempt is made then: nothing is lost, nothing was sent.
             for held in chunk:
                 self._let_go(held)
-            return
         except Exception as error:
             if len(chunk) > 1:
                 # One message that trips us must not take the others with it.
                 for held in chunk:
-                    self._start(self._deliver_chunk([held]))
-                return
+                    self._start(self._dispatch([held]))
+                return None
             log.exception("prepare_failed", delivery_id=str(chunk[0].claimed.delivery_id))
-            self._settler.add(chunk[0], _internal_error(error, started_at))
-            return
-        # Each delivery keeps its own message alive, and no other, for as long as it takes.
-        for held in chunk:
-            self._start(self._deliver(held, prepared.get((held.claimed.org_id, held.claimed.message_id))))
+            self._settler.add(chunk[0], internal_error(error))
+        return None
 
-    async def _deliver(self, held: Held, prepared: Prepared | None) -> None:
+    async def _find_route(self, domain: str, mails: Sequence[Held]) -> None:
         started_at = datetime.now(UTC)
         try:
-            outcome = await self._attempt(held, prepared, started_at)
+            route = await self._router.find(domain)
         except Exception as error:
-            # One mail that trips us must neither stop the others nor be lost: it waits like any deferred mail.
-            log.exception("attempt_failed", delivery_id=str(held.claimed.delivery_id))
-            outcome = _internal_error(error, started_at)
-        if outcome is None:
-            await self._give_back([held])
-        else:
-            self._settler.add(held, outcome)
+            log.exception("route_failed", domain=domain)
+            for held in mails:
+                self._settler.add(held, internal_error(error))
+            return
+        if isinstance(route, Unreachable):
+            for held in mails:
+                self._settler.add(held, unreached(route, None, started_at))
+            return
+        if len(self._destinations) < _DESTINATIONS_MAX:
+            self._destinations[domain] = (route.site, route.provider)
+        await self._let_leave(mails, route)
 
-    async def _attempt(self, held: Held, prepared: Prepared | None, started_at: datetime) -> Outcome | None:
-        """The outcome of an attempt; None when it was not begun because the worker stops."""
-        claimed = held.claimed
-        if claimed.expires_at is not None and claimed.expires_at <= started_at:
-            detail = "expires_at passed before it could be delivered"
-            return Outcome(Status.FAILED, "expired", detail, started_at, started_at)
-        if prepared is None:
-            detail = "the domain has no usable DKIM key"
-            return Outcome(Status.DEFERRED, "no_signing_key", detail, started_at, started_at)
+    async def _let_leave(self, mails: Sequence[Held], route: Route) -> None:
+        """Choose each mail's way out and put it into its lane."""
+        ways: defaultdict[Way, list[Held]] = defaultdict(list)
+        for held in mails:
+            chosen = self._egress.choose(held.claimed, route)
+            if isinstance(chosen, Wait):
+                self._park_soon([(held, _spread(chosen.until))])
+            else:
+                ways[chosen].append(held)
+        for way, leaving in ways.items():
+            granted = len(leaving)
+            if way.vmta is not None and way.vmta.warmup is not None:
+                granted = await self._warm_up(way, route, leaving)
+            for held in leaving[:granted]:
+                self._enter(held, way, route)
 
-        def may_send() -> bool:
-            expired = claimed.expires_at is not None and claimed.expires_at <= datetime.now(UTC)
-            return held.lease.is_held and not expired
-
-        site = self._sites.get(claimed.domain)
-        async with site.slots:
-            if self._stopping:
-                return None
-            return await attempt(self._sites, site, claimed, prepared, may_send)
-
-    async def _give_back(self, unbegun: Sequence[Held]) -> None:
+    async def _warm_up(self, way: Way, route: Route, leaving: Sequence[Held]) -> int:
+        """How many may leave by a way that is warming up; the others take one that is warm, or wait."""
         try:
-            async with self._database.transaction() as session:
-                await queries.release(session, [held.claimed for held in unbegun])
-        except _AWAY as error:
-            _warn("release_failed", error)
-        for held in unbegun:
-            self._let_go(held)
+            granted = await self._egress.take(way, route.provider, len(leaving))
+        except DATABASE_ERRORS as error:
+            _warn("warmup_failed", error)
+            granted = 0
+        for held in leaving[granted:]:
+            warm = self._egress.warm_stand_in(held.claimed, way, route)
+            if warm is not None:
+                self._enter(held, warm, route)
+            else:
+                self._park_soon([(held, _tomorrow())])
+        return granted
+
+    def _enter(self, held: Held, way: Way, route: Route) -> None:
+        key = way.key(route.site)
+        gate = self._gates.get(key)
+        if gate is None:
+            gate = self._gates[key] = Gate(key, route.rule.connections)
+        gate.held += 1
+        gate.domains.add(route.domain)
+        held.gate = gate
+        self._lanes.add(held, way, route)
+
+    def _park_soon(self, parked: Sequence[tuple[Held, datetime | None]]) -> None:
+        async def park() -> None:
+            claims, moments = [held.claimed for held, _ in parked], [moment for _, moment in parked]
+            await self._write_back("park_failed", lambda db: queries.park(db, claims, moments))
+            for held, _ in parked:
+                self._let_go(held)
+
+        self._start(park())
+
+    def _give_back_soon(self, unbegun: Sequence[Held]) -> None:
+        async def give_back() -> None:
+            claims = [held.claimed for held in unbegun]
+            await self._write_back("release_failed", lambda db: queries.release(db, claims))
+            for held in unbegun:
+                self._let_go(held)
+
+        self._start(give_back())
+
+    async def _write_back(self, failure: str, write: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+        try:
+            async with self._database.bare() as connection:
+                await write(connection)
+        except DATABASE_ERRORS as error:
+            # Then the lease ends by itself.
+            _warn(failure, error)
 
     def _let_go(self, held: Held) -> None:
         """The delivery is no longer ours: make room for others."""
-        del self._held[held.claimed.org_id, held.claimed.delivery_id]
-        self._sites.leave(held.claimed.domain)
+        claimed = held.claimed
+        del self._held[claimed.org_id, claimed.delivery_id]
+        _count_down(self._of_tenant, claimed.org_id)
+        _count_down(self._of_domain, claimed.domain)
+        self._pace[claimed.domain] += 1
+        if held.gate is not None:
+            held.gate.held -= 1
+            if not held.gate.held:
+                self._gates.pop(held.gate.key, None)
         if held.taken_bytes:
             self._budget.give_back(held.taken_bytes)
-        self._start_ready()
+        if self._ready:
+            self._start_ready()
         if self._more_due:
             self._wake.set()
 
@@ -295,9 +440,9 @@ class Engine:
                 continue
             asked_at = time.monotonic()
             try:
-                async with self._database.transaction() as session:
-                    kept = await queries.renew(session, [claimed for _, claimed in holding], lease_seconds=seconds)
-            except _AWAY as error:
+                async with self._database.bare() as connection:
+                    kept = await queries.renew(connection, [claimed for _, claimed in holding], lease_seconds=seconds)
+            except DATABASE_ERRORS as error:
                 _warn("renew_failed", error)
                 continue
             for held, claimed in holding:
@@ -311,7 +456,7 @@ class Engine:
         while True:
             try:
                 async with self._database.transaction() as session:
-                    await queries.heartbeat(
+                    self._limits.workers_alive = await queries.heartbeat(
                         session,
                         self._worker_id,
                         host=host,
@@ -319,22 +464,41 @@ class Engine:
                         in_flight=len(self._held),
                         outcomes=dict(self._settler.counts),
                     )
-            except _AWAY as error:
+            except DATABASE_ERRORS as error:
                 _warn("heartbeat_failed", error)
             await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _each_second(self) -> None:
+        """Tell the queues where domains lead, and see how quickly they take mail."""
+        while True:
+            await asyncio.sleep(_SECOND)
+            self._pace_before, self._pace = self._pace, Counter()
+            found, self._destinations = self._destinations, {}
+            try:
+                if found:
+                    async with self._database.transaction() as session:
+                        rows = [(domain, site, provider) for domain, (site, provider) in found.items()]
+                        await control.upsert_destinations(session, rows)
+            except DATABASE_ERRORS as error:
+                _warn("destinations_failed", error)
+                self._destinations = found | self._destinations
 
     async def _drain(self) -> None:
         """Give back what was not begun, wait for what was, write all of it down."""
         unbegun, self._ready = self._ready, []
-        self._sites.dismiss()
-        await self._give_back(unbegun)
+        if unbegun:
+            self._give_back_soon(unbegun)
+        self._lanes.stop()
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
+                await self._lanes.stopped()
                 while self._tasks:
                     await asyncio.wait(self._tasks)
+                    await self._lanes.stopped()
                 await self._settler.drained()
         except TimeoutError:
             log.warning("drain_timed_out", in_flight=len(self._held), hint="retried when their leases end")
+            self._lanes.abandon()
             for task in self._tasks:
                 task.cancel()
 
@@ -342,17 +506,37 @@ class Engine:
         try:
             async with self._database.transaction() as session:
                 await queries.forget_worker(session, self._worker_id)
-        except _AWAY as error:
+        except DATABASE_ERRORS as error:
             _warn("farewell_failed", error)
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks, again if need be: a client library on the way may swallow what it takes for its own time-out."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1)
+
+
+def _count_down(counter: Counter[Any], key: Any) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
+def _spread(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment + timedelta(seconds=random.uniform(0, _SPREAD_SECONDS))  # noqa: S311
+
+
+def _tomorrow() -> datetime:
+    """When warm-ups go on: after midnight (UTC), not all at once."""
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    return midnight + timedelta(seconds=random.uniform(0, 600))  # noqa: S311
 
 
 def _warn(event: str, error: BaseException) -> None:
     log.warning(event, error=f"{type(error).__name__}: {error}"[:300])
-
-
-def _internal_error(error: Exception, started_at: datetime) -> Outcome:
-    detail = f"internal error ({type(error).__name__})"
-    return Outcome(Status.DEFERRED, "internal_error", detail, started_at, datetime.now(UTC))
 
 
 def _memory_bytes(claimed: Claimed) -> int:

@@ -1,8 +1,10 @@
 """What a worker holds: leases judged by its own monotonic clock, and the memory for contents in flight."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
+from app.delivery.content import Prepared
 from app.delivery.outcome import Claimed
 
 # The clock of the database started the lease after ours asked for it, so ours ends first; the margin covers the
@@ -37,8 +39,18 @@ class Lease:
 
 
 @dataclass(slots=True)
+class Gate:
+    """A way out to one site, as far as this worker goes: how many deliveries it holds for it, and of which domains."""
+
+    key: str
+    connections: int
+    held: int = 0
+    domains: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
 class Held:
-    """A delivery in this worker's hands, from its claim until its outcome is settled.
+    """A delivery in this worker's hands, from its claim until its outcome is settled or it is given back.
 
     There is one for a delivery, whatever happens: when a lease ends while the attempt goes on and this worker claims
     the delivery again, the attempt goes on under the new claim.
@@ -47,6 +59,18 @@ class Held:
     claimed: Claimed
     lease: Lease
     taken_bytes: int = 0
+    prepared: Prepared | None = None
+    gate: Gate | None = None
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether its sender wants it no longer to be sent."""
+        expires_at = self.claimed.expires_at
+        return expires_at is not None and expires_at <= datetime.now(UTC)
+
+    def may_send(self) -> bool:
+        """The fence, asked before the content and before its final dot."""
+        return self.lease.is_held and not self.is_expired
 
 
 class ByteBudget:
@@ -59,6 +83,11 @@ class ByteBudget:
         self._limit = limit_bytes
         self._used = 0
         self._large_in_flight = False
+
+    @property
+    def has_large(self) -> bool:
+        """Whether a large content is in flight."""
+        return self._large_in_flight
 
     def is_large(self, size_bytes: int) -> bool:
         """Whether contents of this size go one at a time."""

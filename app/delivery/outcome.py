@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from app.core.config import Settings
+from app.mail.diagnosis import Diagnosis
 from app.mail.reply import Phase, Reply
 from app.messages.status import Status
 
@@ -25,6 +26,9 @@ class Claimed:
     message_id: UUID
     recipient: str
     domain: str
+    vmta_id: UUID | None
+    urgent: bool
+    simulated: str | None
     size_bytes: int
     attempt: int
     give_up_at: datetime
@@ -32,11 +36,12 @@ class Claimed:
     lease_token: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """How an attempt ended. `reason` is stable and meant for programs; `reply` the host's own words, if any.
 
     `status` is delivered, deferred, soft_bounced, hard_bounced or failed. `sent_at` is when the final dot went out.
+    From which vMTA and to which provider it went is filled in by the lane.
     """
 
     status: Status
@@ -49,6 +54,14 @@ class Outcome:
     host: str | None = None
     address: str | None = None
     tls: str | None = None
+    tls_policy: str | None = None
+    tls_verified: bool = False
+    tls_failure: str | None = None
+    category: str | None = None
+    diagnosis: Diagnosis | None = None
+    provider: str | None = None
+    vmta_id: UUID | None = None
+    source_address: str | None = None
     sent_at: datetime | None = None
 
     @property
@@ -65,6 +78,12 @@ class Outcome:
             "mx_address": self.address,
             "tls": self.tls is not None,
             "tls_version": self.tls,
+            "tls_policy": self.tls_policy,
+            "tls_verified": self.tls_verified if self.tls is not None else None,
+            "tls_failure": self.tls_failure,
+            "category": self.category,
+            "vmta_id": self.vmta_id,
+            "source_address": self.source_address,
             "phase": self.phase,
             "code": self.reply.code if self.reply else None,
             "enhanced_code": self.reply.enhanced if self.reply else None,

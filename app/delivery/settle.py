@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.core import ids
 from app.core.config import Settings
-from app.core.db import Database
+from app.core.db import Database, is_away
 from app.core.schemas import rfc3339
-from app.delivery import queries
+from app.delivery import queries, simulator
 from app.delivery.lease import Held
 from app.delivery.outcome import Claimed, Outcome, retry_delay_seconds
+from app.delivery.queries import EventRow, Settled
 from app.messages.status import Status, sources
 
 _BATCH = 200
@@ -65,7 +65,7 @@ class Settler:
                 await self._write(batch)
                 return
             except Exception as error:
-                if not _is_away(error):
+                if not is_away(error):
                     log.exception("settle_refused", deliveries=len(batch))
                     break
                 # A mail that was delivered must be written down as such, or it is sent again when its lease ends.
@@ -77,73 +77,63 @@ class Settler:
             await self._settle(batch[middle:])
 
     async def _write(self, batch: Sequence[tuple[Held, Outcome]]) -> None:
-        rows = [_rows(held.claimed, outcome, self._settings) for held, outcome in batch]
-        async with self._database.transaction() as session:
-            kept = await queries.settle(
-                session,
-                outcomes=[row for row, _, _ in rows],
-                attempts=[row for _, row, _ in rows],
-                events=[event for _, _, events in rows for event in events],
-            )
-        for (held, _), (row, _, _) in zip(batch, rows, strict=True):
-            if (held.claimed.org_id, held.claimed.delivery_id) in kept:
-                self.counts[row["status"].value] += 1
+        rows: list[Settled] = []
+        events: list[EventRow] = []
+        for held, outcome in batch:
+            row = _settled(held.claimed, outcome, self._settings)
+            rows.append(row)
+            events += _events(row, outcome)
+        async with self._database.bare() as connection:
+            kept = await queries.settle(connection, rows, events)
+        for row in rows:
+            claimed = row.claimed
+            if (claimed.org_id, claimed.delivery_id) in kept:
+                self.counts[row.status] += 1
             else:
                 self.counts["fenced"] += 1
-                log.warning("outcome_fenced", delivery_id=str(held.claimed.delivery_id), status=row["status"].value)
+                log.warning("outcome_fenced", delivery_id=str(claimed.delivery_id), status=row.status)
 
 
-def _is_away(error: Exception) -> bool:
-    """Whether the database is away or overloaded, so that the same rows may well be taken later."""
-    if isinstance(error, DBAPIError):
-        state = str(getattr(error.orig, "sqlstate", None) or "")
-        # Connection trouble, conflicts between transactions, resources, restarts and time limits.
-        return error.connection_invalidated or not state or state.startswith(("08", "25", "40", "53", "55", "57"))
-    return isinstance(error, SQLAlchemyError | OSError | TimeoutError)
+# As arrays in PostgreSQL's notation.
+_SOURCES = {status: "{" + ",".join(sources(status)) + "}" for status in Status}
 
 
-def _rows(
-    claimed: Claimed, outcome: Outcome, settings: Settings
-) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """The outcome, attempt and event rows of one attempt."""
+def _settled(claimed: Claimed, outcome: Outcome, settings: Settings) -> Settled:
     status, reason, next_attempt_at = _next(claimed, outcome, settings)
-    key = {"org_id": claimed.org_id, "delivery_id": claimed.delivery_id}
-    row = {
-        **key,
-        "lease_token": claimed.lease_token,
-        "attempt": claimed.attempt,
-        "status": status,
-        "sources": sources(status),
-        "last_response": outcome.response,
-        "settled_at": None if next_attempt_at else outcome.finished_at,
-        "next_attempt_at": next_attempt_at,
-    }
-    attempt = {
-        **key,
-        "number": claimed.attempt,
-        "outcome": outcome.status,
-        "reason": outcome.reason,
-        "host": outcome.host,
-        "address": outcome.address,
-        "phase": outcome.phase,
-        "code": outcome.reply.code if outcome.reply else None,
-        "enhanced_code": outcome.reply.enhanced if outcome.reply else None,
-        "response": outcome.response,
-        "tls": outcome.tls,
-        "tls_verified": False,
-        "started_at": outcome.started_at,
-        "finished_at": outcome.finished_at,
-    }
-    facts: dict[str, Any] = {"attempt": claimed.attempt, **outcome.facts(), "reason": reason}
-    if next_attempt_at is not None:
-        facts["next_attempt_at"] = rfc3339(next_attempt_at)
-    events = []
-    event = {**key, "message_id": claimed.message_id, "recipient": claimed.recipient}
+    if status is Status.DELIVERED and claimed.simulated is not None:
+        status = simulator.follows(claimed.simulated) or status
+    return Settled(
+        claimed=claimed,
+        status=status.value,
+        reason=reason,
+        response=outcome.response,
+        category=outcome.category,
+        vmta_id=outcome.vmta_id,
+        settled_at=None if next_attempt_at else outcome.finished_at,
+        next_attempt_at=next_attempt_at,
+        sources=_SOURCES[status],
+    )
+
+
+def _events(row: Settled, outcome: Outcome) -> list[EventRow]:
+    """What the attempt is told by: `sent` when the final dot went out, and how it ended."""
+    claimed = row.claimed
+    found: list[EventRow] = []
+
+    def tell(type: str, moment: datetime, data: dict[str, Any]) -> None:
+        key = (claimed.org_id, ids.new_id(), claimed.message_id, claimed.delivery_id)
+        found.append((*key, type, claimed.recipient, moment, data))
+
     if outcome.sent_at is not None:
-        sent = {"attempt": claimed.attempt, "mx": outcome.host, "mx_address": outcome.address}
-        events.append({**event, "id": ids.new_id(), "type": "sent", "occurred_at": outcome.sent_at, "data": sent})
-    events.append({**event, "id": ids.new_id(), "type": status, "occurred_at": outcome.finished_at, "data": facts})
-    return row, attempt, events
+        tell("sent", outcome.sent_at, {"attempt": claimed.attempt, "mx": outcome.host, "mx_address": outcome.address})
+    facts: dict[str, Any] = {"attempt": claimed.attempt, **outcome.facts(), "reason": row.reason}
+    if row.next_attempt_at is not None:
+        facts["next_attempt_at"] = rfc3339(row.next_attempt_at)
+    ended = Status.DELIVERED.value if row.status == Status.COMPLAINED else row.status
+    tell(ended, outcome.finished_at, facts)
+    if row.status == Status.COMPLAINED:
+        tell(row.status, outcome.finished_at, {"attempt": claimed.attempt, "reason": "simulated"})
+    return found
 
 
 def _next(claimed: Claimed, outcome: Outcome, settings: Settings) -> tuple[Status, str, datetime | None]:

@@ -1,75 +1,24 @@
-"""One attempt: get a connection to the site, hand the mail over, and say how it ended."""
+"""One transmission: hand a mail over on an open connection, and say how it ended."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 from app.core import crypto
-from app.delivery.content import Prepared
-from app.delivery.outcome import Claimed, Outcome
-from app.delivery.sites import Site, Sites, Unreachable, reason_of
+from app.delivery.lease import Held
+from app.delivery.outcome import Outcome
+from app.delivery.routing import Route, Unreachable, reason_of
+from app.delivery.security import Secured
 from app.mail import returnpath
-from app.mail.reply import Phase, classify
-from app.mail.smtp import Connection, Envelope, SmtpError, Transmission
+from app.mail.diagnosis import Action, Category, Diagnosis, diagnose
+from app.mail.reply import Phase, Reply
+from app.mail.smtp import Envelope, SmtpError, Transmission
 from app.messages.status import Status
 
 
-async def attempt(sites: Sites, site: Site, claimed: Claimed, prepared: Prepared, fence: Callable[[], bool]) -> Outcome:
-    """Transmit one delivery. `fence` is asked before the content and before its final dot; False stops it there.
-
-    Never raises for what a peer or a network does.
-    """
-    started_at = datetime.now(UTC)
-    content = await prepared.octets()
-    envelope = _envelope(claimed, prepared)
-    # A kept connection may have been closed by its peer in this very moment: that costs no attempt, as nothing
-    # was sent yet. A fresh one that fails is the host's doing.
-    connection = sites.idle_connection(site)
-    if connection is not None:
-        try:
-            outcome = await _transmit(sites, site, connection, envelope, content, fence, started_at)
-            if not _has_closed(outcome):
-                return outcome
-        except SmtpError as error:
-            if error.content_sent:
-                return _broken(error, connection, started_at)
-    connected = await sites.connect(claimed.domain)
-    if isinstance(connected, Unreachable):
-        return Outcome(
-            connected.status,
-            connected.reason,
-            connected.detail,
-            started_at,
-            datetime.now(UTC),
-            phase=connected.phase,
-            reply=connected.reply,
-            host=connected.host,
-            address=connected.address,
-        )
-    try:
-        return await _transmit(sites, site, connected, envelope, content, fence, started_at)
-    except SmtpError as error:
-        return _broken(error, connected, started_at)
-
-
-def _envelope(claimed: Claimed, prepared: Prepared) -> Envelope:
-    local = returnpath.encode(claimed.org_id, claimed.delivery_id, key=crypto.derive_key("return-path"))
-    return Envelope(
-        mail_from=f"{local}@{prepared.return_path_domain}", rcpt_to=claimed.recipient, smtputf8=prepared.smtputf8
-    )
-
-
-async def _transmit(
-    sites: Sites,
-    site: Site,
-    connection: Connection,
-    envelope: Envelope,
-    content: bytes,
-    fence: Callable[[], bool],
-    started_at: datetime,
-) -> Outcome:
-    transmission = await connection.transmit(envelope, content, before_content=fence)
-    sites.keep(site, connection)
-    status, reason = _judge(transmission)
+async def transmit(held: Held, secured: Secured, route: Route, content: bytes, started_at: datetime) -> Outcome:
+    """Hand over one mail. Raises SmtpError when the session breaks; its content_sent tells how far it came."""
+    connection = secured.connection
+    transmission = await connection.transmit(_envelope(held), content, before_content=held.may_send)
+    status, reason, diagnosis = _judge(transmission, route.provider)
     return Outcome(
         status,
         reason,
@@ -81,24 +30,46 @@ async def _transmit(
         host=connection.host,
         address=connection.address,
         tls=connection.tls.version if connection.tls else None,
+        tls_policy=secured.policy,
+        tls_verified=connection.tls is not None and connection.tls.verified,
+        tls_failure=secured.failure,
+        category=diagnosis.category if diagnosis else None,
+        diagnosis=diagnosis,
         sent_at=datetime.fromtimestamp(transmission.content_sent_at, UTC) if transmission.content_sent_at else None,
     )
 
 
-def _has_closed(outcome: Outcome) -> bool:
+def _envelope(held: Held) -> Envelope:
+    claimed, prepared = held.claimed, held.prepared
+    assert prepared is not None  # noqa: S101 - the engine transmits nothing else
+    local = returnpath.encode(claimed.org_id, claimed.delivery_id, key=crypto.derive_key("return-path"))
+    return Envelope(
+        mail_from=f"{local}@{prepared.return_path_domain}", rcpt_to=claimed.recipient, smtputf8=prepared.smtputf8
+    )
+
+
+def has_closed(outcome: Outcome) -> bool:
     """Whether the host ended a kept session, as with 421 for its length or idleness, before it heard of the mail."""
     return outcome.phase is Phase.MAIL and outcome.reply is not None and outcome.reply.code == 421
 
 
-def _judge(transmission: Transmission) -> tuple[Status, str]:
+def _judge(transmission: Transmission, provider: str) -> tuple[Status, str, Diagnosis | None]:
     if transmission.accepted:
-        return Status.DELIVERED, "delivered"
+        return Status.DELIVERED, "delivered", None
     if transmission.reply is None:
-        return Status.DEFERRED, "lease_ended"
-    return Status(classify(transmission.reply, transmission.phase)), "refused"
+        return Status.DEFERRED, "lease_ended", None
+    diagnosis = diagnose(transmission.reply, transmission.phase, provider)
+    if diagnosis.action in (Action.HARD_BOUNCE, Action.BLOCK):
+        return Status.HARD_BOUNCED, "refused", diagnosis
+    if diagnosis.category is Category.MAILBOX_FULL:
+        return Status.SOFT_BOUNCED, "refused", diagnosis
+    return Status.DEFERRED, "refused", diagnosis
 
 
-def _broken(error: SmtpError, connection: Connection, started_at: datetime) -> Outcome:
+def broken(error: SmtpError, secured: Secured, route: Route, started_at: datetime) -> Outcome:
+    """The outcome of a session that broke under a mail: it is tried again."""
+    connection = secured.connection
+    diagnosis = _diagnosed(error.reply, error.phase, route.provider)
     return Outcome(
         Status.DEFERRED,
         reason_of(error),
@@ -110,4 +81,37 @@ def _broken(error: SmtpError, connection: Connection, started_at: datetime) -> O
         host=connection.host,
         address=connection.address,
         tls=connection.tls.version if connection.tls else None,
+        tls_policy=secured.policy,
+        tls_verified=connection.tls is not None and connection.tls.verified,
+        category=diagnosis.category if diagnosis else Category.NETWORK,
+        diagnosis=diagnosis,
     )
+
+
+def unreached(found: Unreachable, route: Route | None, started_at: datetime) -> Outcome:
+    """The outcome where no connection was to be had."""
+    diagnosis = _diagnosed(found.reply, found.phase, route.provider if route else "")
+    if found.status is Status.HARD_BOUNCED:
+        category = Category.BAD_DOMAIN
+    elif found.phase is Phase.STARTTLS:
+        category = Category.TLS
+    else:
+        category = diagnosis.category if diagnosis else Category.NETWORK
+    return Outcome(
+        found.status,
+        found.reason,
+        found.detail,
+        started_at,
+        datetime.now(UTC),
+        phase=found.phase,
+        reply=found.reply,
+        host=found.host,
+        address=found.address,
+        tls_policy=route.policy.kind if route else None,
+        category=category,
+        diagnosis=diagnosis,
+    )
+
+
+def _diagnosed(reply: Reply | None, phase: Phase, provider: str) -> Diagnosis | None:
+    return None if reply is None or reply.positive else diagnose(reply, phase, provider)

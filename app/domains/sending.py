@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SendingDomain:
-    """A verified domain; `name` in A-labels."""
+    """A domain that mail is accepted from; `name` in A-labels."""
 
     org_id: UUID
     id: UUID
@@ -53,6 +53,12 @@ async def sendable(session: AsyncSession, org_id: UUID, name: str) -> SendingDom
         raise Forbidden("domain_not_verified", detail, flaws=[Flaw("/from", "Its domain is not verified.")])
     domain = _sendable[org_id, name] = SendingDomain(org_id, domain_id, name)
     return domain
+
+
+async def owned(session: AsyncSession, org_id: UUID, name: str) -> SendingDomain | None:
+    """The organization's domain of this name (A-labels), verified or not, for mail that never leaves; None: no such."""
+    found = await queries.status(session, org_id, name)
+    return None if found is None else SendingDomain(org_id, found[0], name)
 
 
 async def signing_keys(

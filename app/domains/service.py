@@ -24,6 +24,7 @@ from app.domains.sending import (
     SendingDomain,
     envelope_domains,
     forget,
+    owned,
     sendable,
     signing_keys,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "delete",
     "envelope_domains",
     "get",
+    "owned",
     "page",
     "published",
     "recheck_due",

@@ -34,6 +34,8 @@ _UPPER = re.compile(r"(?<!\\)[A-Z]")
 _SPECIAL = frozenset(".^$*+?{}[]\\|()")
 # qmail and those who learnt of it write the enhanced code last, as (#5.1.1).
 _LAST_ENHANCED = re.compile(r"\(#([45]\.\d{1,3}\.\d{1,3})\b")
+# An address may contain any word: postmaster, spamhaus, policy.
+_ADDRESS = re.compile(r"<[^<>@ ]{1,64}@[^<> ]{1,255}>")
 _SECURITY = re.compile(r"(?<![\d.])5\.7\.\d{1,3}(?![\d.])")
 
 
@@ -135,7 +137,7 @@ def diagnose(reply: Reply, phase: Phase, provider: str = "") -> Diagnosis:
     Never raises for a reply that `parse` made; takes time linear in its text, which is bounded.
     """
     code = str(reply.code)
-    text = " ".join(reply.text.lower().replace("\u2019", "'").split())
+    text = _ADDRESS.sub("<@>", " ".join(reply.text.lower().replace("\u2019", "'").split()))
     enhanced = reply.enhanced or _enhanced_within(text, code) or ""
     of_digit = _INDEX[code[0]]
     for rule in of_digit.get(provider, of_digit[""]):

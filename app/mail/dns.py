@@ -9,10 +9,11 @@ import random
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.nameserver
@@ -40,10 +41,15 @@ _random = random.SystemRandom()
 
 @dataclass(frozen=True, slots=True)
 class MailHosts:
-    """Hosts in the order to try, at least one; implicit: there is no MX, it is the domain itself."""
+    """Hosts in the order to try, at least one; implicit: there is no MX, it is the domain itself.
+
+    authenticated: the nameserver says that DNSSEC vouches for it (the AD bit). That is worth what the nameserver
+    and the way to it are worth.
+    """
 
     hosts: tuple[str, ...]
     implicit: bool = False
+    authenticated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +76,48 @@ class LookupFailed:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """There is no such record; no_such_name: nor any other one of that name (NXDOMAIN)."""
+    """There is no such record; no_such_name: nor any other one of that name (NXDOMAIN).
+
+    authenticated: see MailHosts.
+    """
 
     no_such_name: bool
+    authenticated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """IP addresses in the order to try, at least one, IPv4 first."""
+    """IP addresses in the order to try, at least one, IPv4 first.
+
+    authenticated: see MailHosts. canonical: the name that has them, at the end of all aliases (CNAME).
+    """
 
     values: tuple[str, ...]
+    authenticated: bool = False
+    canonical: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The values of a name's records, at least one; names in them lower case without trailing dot."""
+    """The values of a name's records, at least one; names in them lower case without trailing dot.
+
+    authenticated: see MailHosts. canonical: the name that has them, at the end of all aliases (CNAME).
+    """
 
     values: tuple[str, ...]
+    authenticated: bool = False
+    canonical: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsaRecords:
+    """TLSA records that DNSSEC vouches for, as far as the nameserver can be believed, in zone-file form.
+
+    base: the name under which they were found (RFC 7672 §2.2.3): the host's own, or the one it is an alias of.
+    """
+
+    values: tuple[str, ...]
+    base: str
 
 
 Found = Records | NotFound | LookupFailed
@@ -118,6 +149,8 @@ class Resolver:
             self._resolver.nameservers = [dns.nameserver.Do53Nameserver(address, port) for address, port in nameservers]
         self._resolver.lifetime = timeout_seconds
         self._resolver.timeout = min(TRY_SECONDS, timeout_seconds)
+        # AD in a query asks for AD in the answer (RFC 6840 §5.7), without the bulk of the signatures.
+        self._resolver.flags = dns.flags.RD | dns.flags.AD
         # Not dnspython's own cache: it keeps negative answers without a SOA for decades.
         self._cache: TLRUCache[tuple[str, str], _Cached] = TLRUCache(
             cache_entries, ttu=lambda _, cached, now: now + cached.ttl_seconds, timer=time.monotonic
@@ -133,29 +166,35 @@ class Resolver:
         if isinstance(found, LookupFailed):
             return found
         if isinstance(found, NotFound):
-            return NoSuchDomain() if found.no_such_name else await self._implicit_mail_host(domain)
+            return NoSuchDomain() if found.no_such_name else await self._implicit_mail_host(domain, found)
         records = [(int(preference), host) for preference, host in map(str.split, found.values)]
         if [host for _, host in records] == ["."]:
             return NullMx()
         drawn = sorted((preference, _random.random(), host) for preference, host in records)
         hosts = dict.fromkeys(host for _, _, host in drawn if host != "." and not _is_ip_address(host))
-        return MailHosts(tuple(hosts)[:MAX_MAIL_HOSTS]) if hosts else NoMailHost()
+        if not hosts:
+            return NoMailHost()
+        return MailHosts(tuple(hosts)[:MAX_MAIL_HOSTS], authenticated=found.authenticated)
 
-    async def _implicit_mail_host(self, domain: str) -> MailHosts | NoMailHost | LookupFailed:
+    async def _implicit_mail_host(self, domain: str, no_mx: NotFound) -> MailHosts | NoMailHost | LookupFailed:
         found = await self.addresses(domain)
         if isinstance(found, Addresses):
-            return MailHosts((_normalised(domain) or domain,), implicit=True)
+            return MailHosts((_normalised(domain) or domain,), implicit=True, authenticated=no_mx.authenticated)
         return found if isinstance(found, LookupFailed) else NoMailHost()
 
     async def addresses(self, host: str) -> Addresses | NotFound | LookupFailed:
         """The host's IPv4 addresses, and its IPv6 addresses where this machine has a route for IPv6."""
         types = ("A", "AAAA") if self._has_ipv6_route() else ("A",)
         answers = await asyncio.gather(*(self._find(host, type) for type in types))
-        families = [found.values for found in answers if isinstance(found, Records)]
+        families = [found for found in answers if isinstance(found, Records)]
         if families:
             # Many addresses of one family must not leave the other without any.
             share = MAX_ADDRESSES // len(families)
-            return Addresses(tuple(value for family in families for value in family[:share]))
+            return Addresses(
+                tuple(value for family in families for value in family.values[:share]),
+                all(family.authenticated for family in families),
+                families[0].canonical,
+            )
         failed = [found for found in answers if isinstance(found, LookupFailed)]
         if failed:
             return failed[0]
@@ -179,6 +218,34 @@ class Resolver:
     async def mx(self, name: str, *, fresh: bool = False) -> Found:
         """MX records as "10 mx.example.com"; the null MX is "0 ."."""
         return await self._find(name, "MX", fresh=fresh)
+
+    async def tlsa(self, host: str, port: int) -> TlsaRecords | NotFound | LookupFailed:
+        """The host's TLSA records, where DNSSEC vouches for its address and for them (RFC 7672 §2.2.2, §2.2.3).
+
+        NotFound: the host has none, or none that could be believed. LookupFailed: it may have some, which somebody
+        could be hiding, so that nothing may be sent to it.
+        """
+        addresses = await self.addresses(host)
+        if not isinstance(addresses, Addresses):
+            return addresses
+        own = _normalised(host) or host
+        bases = [addresses.canonical, own]
+        if not addresses.authenticated:
+            # Nameservers of zones without DNSSEC are known to fail when asked for TLSA records, so they are not
+            # asked. But an alias may be vouched for though the address it leads to is not.
+            if addresses.canonical == own:
+                return NotFound(no_such_name=False)
+            alias = await self.cname(host)
+            if not isinstance(alias, Records) or not alias.authenticated:
+                return alias if isinstance(alias, LookupFailed) else NotFound(no_such_name=False)
+            bases = [own]
+        for base in dict.fromkeys(bases):
+            found = await self._find(f"_{port}._tcp.{base}", "TLSA")
+            if isinstance(found, LookupFailed):
+                return found
+            if isinstance(found, Records) and found.authenticated:
+                return TlsaRecords(found.values, base)
+        return NotFound(no_such_name=False)
 
     def forget(self, name: str) -> None:
         """Drop what is remembered about a name."""
@@ -212,8 +279,10 @@ class Resolver:
                     dns.name.from_text(name), type, raise_on_no_answer=False, search=False
                 )
         except dns.resolver.NXDOMAIN as error:
-            responses = error.kwargs["responses"].values()
-            cached = _Cached(NotFound(no_such_name=True), min(map(_negative_ttl_seconds, responses), default=0))
+            responses = list(error.kwargs["responses"].values())
+            authenticated = bool(responses) and all(map(_is_authenticated, responses))
+            ttl_seconds = min(map(_negative_ttl_seconds, responses), default=0)
+            cached = _Cached(NotFound(no_such_name=True, authenticated=authenticated), ttl_seconds)
         except (dns.exception.DNSException, OSError) as error:
             return LookupFailed(_reason(error))
         else:
@@ -240,10 +309,17 @@ def has_ipv6_route() -> bool:
 
 
 def _cached(answer: dns.resolver.Answer) -> _Cached:
+    authenticated = _is_authenticated(answer.response)
     if answer.rrset is None:
-        return _Cached(NotFound(no_such_name=False), _negative_ttl_seconds(answer.response))
+        missing = NotFound(no_such_name=False, authenticated=authenticated)
+        return _Cached(missing, _negative_ttl_seconds(answer.response))
     values = tuple(_text(rdata) for rdata in list(answer.rrset)[:MAX_RECORDS])
-    return _Cached(Records(values), min(answer.chaining_result.minimum_ttl, MAX_TTL_SECONDS))
+    records = Records(values, authenticated, _name_text(answer.canonical_name))
+    return _Cached(records, min(answer.chaining_result.minimum_ttl, MAX_TTL_SECONDS))
+
+
+def _is_authenticated(response: dns.message.Message) -> bool:
+    return bool(response.flags & dns.flags.AD)
 
 
 def _negative_ttl_seconds(response: dns.message.Message) -> float:

@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from app.mail.reply import Phase, Reply, parse
 from app.mail.smtp_transaction import Timeouts, Transaction, Transmission
@@ -27,6 +27,7 @@ from app.mail.smtp_wire import (
 )
 
 __all__ = [
+    "Authenticated",
     "ConnectFailed",
     "Connection",
     "ConnectionLost",
@@ -42,7 +43,10 @@ __all__ = [
     "tls_context",
 ]
 
+Authenticated = Literal["dane", "mta_sts", "webpki"]
+
 MAX_PATH_OCTETS = 512
+MAX_AT_ONCE_OCTETS = 64 * 1024
 # Outside of a quoted string these end or split a path, and so would let an address add parameters.
 _UNQUOTED_FORBIDDEN = re.compile(r"[\s<>]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -52,13 +56,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class TlsInfo:
     """How a connection is encrypted: version "TLSv1.3", cipher as OpenSSL names it.
 
-    verified: the context demanded a certificate that is valid for the host, and got it. An opportunistic
-    context looks at no certificate, so then it is False.
+    authenticated: what the host's certificate was proven by: its TLSA records (RFC 7672), the web's authorities
+    because its domain's policy asks for it (RFC 8461), or because we do. None: nobody looked (RFC 7435).
     """
 
     version: str
     cipher: str
-    verified: bool
+    authenticated: Authenticated | None
+
+    @property
+    def verified(self) -> bool:
+        """Whether the host was proven to be the one that was meant."""
+        return self.authenticated is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,17 @@ def tls_context(*, verify: bool = False, ca_file: str | None = None) -> ssl.SSLC
     return context
 
 
+@dataclass(frozen=True, slots=True)
+class _TlsTerms:
+    """What `Connection.open` was told of TLS."""
+
+    context: ssl.SSLContext
+    required: bool
+    verify: Callable[[ssl.SSLObject], None] | None
+    name: str
+    proves: Authenticated | None
+
+
 class Connection:
     """An open SMTP session, made by `open`. Use it from one task at a time.
 
@@ -104,6 +124,7 @@ class Connection:
         self._timeouts = timeouts
         self._in_transaction = False
         self._needs_reset = False
+        self._has_accepted = False
         self.host = host
         self.address = address
         self.port = port
@@ -123,11 +144,24 @@ class Connection:
         timeouts: Timeouts,
         source_address: str | None = None,
         tls: ssl.SSLContext | None = None,
+        require_tls: bool = False,
+        verify: Callable[[ssl.SSLObject], None] | None = None,
+        tls_name: str | None = None,
+        proves: Authenticated | None = None,
     ) -> Self:
         """Connect to the host's IP address, greet, and start TLS where it is offered and a context is given.
 
-        After TlsFailed the caller may open again without a context, if policy allows. Raises SmtpError.
+        require_tls: a host that offers no TLS is TlsFailed too, before it hears of any mail. verify looks at the
+        session right after the handshake, and raises TlsFailed. tls_name: for SNI and the certificate, where
+        it is not the host's name. proves: what context and verify prove together; unless said, "webpki" for
+        a context that verifies. After TlsFailed the caller may open again on other terms, if policy allows.
+        Raises SmtpError; ValueError when TLS is required without a context.
         """
+        if require_tls and tls is None:
+            raise ValueError("TLS needs a context")
+        if proves is None and tls is not None and tls.verify_mode is ssl.CERT_REQUIRED and tls.check_hostname:
+            proves = "webpki"
+        terms = _TlsTerms(tls, require_tls, verify, (tls_name or host).rstrip("."), proves) if tls is not None else None
         local = (source_address, 0) if source_address else None
         loop = asyncio.get_running_loop()
         try:
@@ -139,7 +173,9 @@ class Connection:
             raise ConnectFailed(str(error), phase=Phase.CONNECT) from error
         connection = cls(wire, host, address, port, timeouts)
         try:
-            await connection._greet(ehlo_name, tls)
+            await connection._greet(ehlo_name)
+            if terms is not None:
+                await connection._secure(ehlo_name, terms)
         except BaseException:
             wire.abort()
             raise
@@ -150,19 +186,25 @@ class Connection:
         """Ready for a transaction: open, idle, and the peer has said nothing since the last one."""
         return self._wire.is_open and not self._in_transaction and not self._wire.has_input
 
-    async def _greet(self, ehlo_name: str, tls: ssl.SSLContext | None) -> None:
+    async def _greet(self, ehlo_name: str) -> None:
         greeting = parse(await self._wire.read_reply(Phase.GREETING, self._timeouts.greeting_seconds))
         if not 200 <= greeting.code < 300:
             raise Refused("greeting", phase=Phase.GREETING, reply=greeting)
         await self._hello(ehlo_name)
-        if tls is not None and "STARTTLS" in self.extensions:
-            try:
-                await self._start_tls(tls)
-                # What was offered in plaintext may have been forged (RFC 3207 §4.2).
-                await self._hello(ehlo_name)
-            except (ConnectionLost, TimedOut) as error:
-                # Some hosts offer what they cannot do, and show it only by closing or falling silent.
-                raise TlsFailed(f"STARTTLS broke: {error}", phase=Phase.STARTTLS, reply=error.reply) from error
+
+    async def _secure(self, ehlo_name: str, tls: _TlsTerms) -> None:
+        if "STARTTLS" not in self.extensions:
+            # Or somebody on the way has cut it out.
+            if tls.required:
+                raise TlsFailed("STARTTLS is not offered", phase=Phase.STARTTLS)
+            return
+        try:
+            await self._start_tls(tls)
+            # What was offered in plaintext may have been forged (RFC 3207 §4.2).
+            await self._hello(ehlo_name)
+        except (ConnectionLost, TimedOut) as error:
+            # Some hosts offer what they cannot do, and show it only by closing or falling silent.
+            raise TlsFailed(f"STARTTLS broke: {error}", phase=Phase.STARTTLS, reply=error.reply) from error
 
     async def _hello(self, name: str) -> None:
         lines = await self._ask(b"EHLO %b\r\n" % name.encode(), Phase.EHLO)
@@ -176,20 +218,18 @@ class Connection:
         offered = (line[4:].decode("ascii", "replace").upper().strip() for line in lines[1:])
         self.extensions = {name: rest.strip() for name, _, rest in (text.partition(" ") for text in offered)}
 
-    async def _start_tls(self, context: ssl.SSLContext) -> None:
+    async def _start_tls(self, tls: _TlsTerms) -> None:
         reply = parse(await self._ask(b"STARTTLS\r\n", Phase.STARTTLS))
         if reply.code != 220:
             raise TlsFailed("STARTTLS refused", phase=Phase.STARTTLS, reply=reply)
         if self._wire.has_input:
             # Taken for replies given under TLS, it would let a man in the middle speak for the peer.
             raise ProtocolViolation("plaintext after the reply to STARTTLS", phase=Phase.STARTTLS)
-        ssl_object = await self._wire.start_tls(context, self.host.rstrip("."), self._timeouts.command_seconds)
+        ssl_object = await self._wire.start_tls(tls.context, tls.name, self._timeouts.command_seconds)
+        if tls.verify is not None:
+            tls.verify(ssl_object)
         cipher = ssl_object.cipher()
-        self.tls = TlsInfo(
-            version=ssl_object.version() or "",
-            cipher=cipher[0] if cipher else "",
-            verified=context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname,
-        )
+        self.tls = TlsInfo(ssl_object.version() or "", cipher[0] if cipher else "", tls.proves)
 
     async def _ask(self, command: bytes, phase: Phase) -> list[bytes]:
         self._expect_silence(phase)
@@ -210,20 +250,26 @@ class Connection:
         """Try to hand over one mail to one recipient.
 
         content: the whole message, lines ended by CRLF, not dot-stuffed. before_content is asked when the
-        peer is ready for the content and again just before the final dot; when it says no, the connection
-        is closed and nothing was handed over. A mail that the peer's extensions cannot carry is refused by
-        a local reply. Raises SmtpError when the session breaks; its content_sent tells whether the mail may
-        have been accepted.
+        peer is ready for the content and again just before the final dot, or once where all goes in one write
+        (RFC 3030); when it says no, the connection is closed and nothing was handed over. A mail that the peer's
+        extensions cannot carry is refused by a local reply. Raises SmtpError when the session breaks; its
+        content_sent tells whether the mail may have been accepted.
         """
         refusal = self._refusal(envelope, content)
         if refusal is not None:
             return Transmission(Phase.MAIL, refusal, None, time.time())
         transaction = Transaction(self._wire, self._timeouts)
         commands = self._commands(envelope, content)
+        is_pipelining = "PIPELINING" in self.extensions
+        # A host that has taken a mail will probably take the next; what it refuses is only worth a small content.
+        at_once = self._has_accepted and is_pipelining and "CHUNKING" in self.extensions
         self.transactions += 1
         self._in_transaction = True
         try:
-            ended = await transaction.run(commands, content, before_content, pipelining="PIPELINING" in self.extensions)
+            if at_once and len(content) <= MAX_AT_ONCE_OCTETS:
+                ended = await transaction.run_at_once(commands[:-1], content, before_content)
+            else:
+                ended = await transaction.run(commands, content, before_content, pipelining=is_pipelining)
         except SmtpError as error:
             error.content_sent = transaction.content_sent_at is not None
             self._wire.abort()
@@ -234,6 +280,7 @@ class Connection:
         self._in_transaction = False
         self.last_used = time.monotonic()
         self._needs_reset = not ended.accepted
+        self._has_accepted = ended.accepted
         if ended.reply is not None and ended.reply.code == 421:
             self._wire.close()
         return ended

@@ -71,6 +71,46 @@ class Transaction:
         ended = await (self._send_group(commands) if pipelining else self._send_each(commands))
         return ended or await self._send_content(content, before_content)
 
+    async def run_at_once(
+        self, commands: Sequence[Command], content: bytes, before_content: Callable[[], bool]
+    ) -> Transmission:
+        """Send the commands (without DATA) and the whole content by BDAT (RFC 3030) in one write: one round trip.
+
+        For a peer that has CHUNKING and PIPELINING; before_content is asked once, as nothing can be held back later.
+        A recipient that is refused costs the content's octets. Raises SmtpError; close the wire after it.
+        """
+        ended = self._unasked(commands[0][0])
+        if ended is not None:
+            return ended
+        if not before_content():
+            return self._aborted(Phase.DATA)
+        head = b"".join([command for _, command in commands])
+        self._wire.write(b"%bBDAT %d LAST\r\n%b" % (head, len(content), content), commands[0][0])
+        self.content_sent_at = time.time()
+        for phase, command in (*commands, (Phase.CONTENT, b"")):
+            try:
+                reply = await self._read(phase)
+                agreed = _agrees(command, phase, reply)
+            except SmtpError:
+                if ended is None:
+                    raise
+                # The mail was refused already; that the peer then broke off does not change it.
+                self._wire.abort()
+                return ended
+            if not agreed and ended is None:
+                # What was refused before its content was not sent, though its octets were.
+                sent_at = self.content_sent_at if phase is Phase.CONTENT else None
+                ended = Transmission(phase, reply, sent_at, time.time())
+                if reply.code == 421:
+                    self._wire.close()
+                    return ended
+        if ended is None:
+            return self._ended(Phase.CONTENT, reply)
+        if agreed:
+            # Content was taken for a transaction that has no sender or no recipient.
+            self._wire.abort()
+        return ended
+
     async def _send_each(self, commands: Sequence[Command]) -> Transmission | None:
         for phase, command in commands:
             ended = self._unasked(phase)

@@ -57,7 +57,9 @@ class Refused(SmtpError):  # noqa: N818
 
 
 class TlsFailed(SmtpError):  # noqa: N818
-    """STARTTLS was offered and then refused, or the handshake or the certificate failed."""
+    """STARTTLS was offered and then refused, or not offered where TLS is required; or the handshake or the
+    certificate failed.
+    """
 
 
 class Wire(asyncio.Protocol):
@@ -237,10 +239,12 @@ class Wire(asyncio.Protocol):
             # ssl.SSLError is an OSError; ValueError is a host name that TLS cannot carry.
             self.abort()
             raise TlsFailed(f"TLS handshake: {error}", phase=Phase.STARTTLS) from error
-        if transport is None:
+        ssl_object = transport.get_extra_info("ssl_object") if transport is not None else None
+        if transport is None or ssl_object is None:
+            self.abort()
             raise TlsFailed("TLS handshake: connection closed", phase=Phase.STARTTLS)
         self._use(transport)
-        return cast(ssl.SSLObject, transport.get_extra_info("ssl_object"))
+        return cast(ssl.SSLObject, ssl_object)
 
     def close(self) -> None:
         """Close after what was written has gone out."""

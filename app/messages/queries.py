@@ -1,7 +1,7 @@
 """SQL of messages: accepting in one statement, reading back with the status summed up."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from app.core.pagination import Page
 from app.events.models import Event
 from app.messages.models import Attachment, Delivery, Message, MessageBody, QueuedDelivery
 from app.messages.schemas import Filters
-from app.messages.status import PRECEDENCE, Status
+from app.messages.status import PRECEDENCE, Status, sources
 
 # One round trip for all rows of all tables. Foreign keys are checked when the statement ends.
 _ACCEPT = text(
@@ -43,9 +43,12 @@ async def accept(session: AsyncSession, tables: dict[str, Rows]) -> None:
 
 
 def _effective_status() -> ColumnElement[str]:
-    """A delivery's status as of now: a live lease is `sending`, a schedule that has come is `queued`."""
+    """A delivery's status as of now: due at infinity it is `held`, a live lease is `sending`, a schedule that has come
+    is `queued`.
+    """
     due = QueuedDelivery.next_attempt_at <= func.now()
     return case(
+        (QueuedDelivery.next_attempt_at == text("'infinity'"), Status.HELD.value),
         (and_(QueuedDelivery.lease_token.is_not(None), ~due), Status.SENDING.value),
         (and_(Delivery.status == Status.PENDING.value, due), Status.QUEUED.value),
         else_=Delivery.status,
@@ -148,3 +151,53 @@ async def events(session: AsyncSession, org_id: UUID, message_id: UUID, *, limit
     oldest = ids.floor(ids.time_of(message_id) - _CLOCKS_APART)
     statement = select(Event).where(Event.org_id == org_id, Event.message_id == message_id, Event.id >= oldest)
     return list(await session.scalars(statement.order_by(Event.id).limit(limit)))
+
+
+async def content(session: AsyncSession, org_id: UUID, message_id: UUID) -> tuple[bytes, Sequence[Attachment]] | None:
+    """What a message says, packed, and its files in order; None when they are kept no longer."""
+    packed = await session.scalar(
+        select(MessageBody.content).where(MessageBody.org_id == org_id, MessageBody.message_id == message_id)
+    )
+    mine = (Attachment.org_id == org_id, Attachment.message_id == message_id)
+    files = await session.scalars(select(Attachment).where(*mine).order_by(Attachment.position))
+    return None if packed is None else (packed, files.all())
+
+
+# A message's deliveries are made in its own millisecond, so both tables are read along their keys. A row that a worker
+# is just claiming is waited for, and is looked at again then: either it is cancelled, or the worker has it.
+_CANCEL = text(
+    """
+    WITH gone AS (
+        DELETE FROM delivery_queue
+        WHERE org_id = :org_id AND message_id = :message_id AND delivery_id BETWEEN :first AND :last
+          AND (lease_token IS NULL OR next_attempt_at <= now())
+        RETURNING delivery_id
+    )
+    UPDATE deliveries d SET status = 'cancelled', settled_at = :now
+    FROM gone
+    WHERE d.org_id = :org_id AND d.id = gone.delivery_id AND d.id BETWEEN :first AND :last
+      AND d.status = ANY(:sources)
+    RETURNING d.id, d.recipient
+    """
+)
+# Of a UUIDv7 (RFC 9562 section 5.7).
+_BELOW_TIME_BITS = 80
+_TELL = text(insert_json(Event, "events"))
+
+
+async def cancel(session: AsyncSession, org_id: UUID, message_id: UUID, *, now: datetime) -> int:
+    """Take a message's copies out of the queue that no worker holds, and say so; how many there were."""
+    values = {
+        "org_id": org_id,
+        "message_id": message_id,
+        "first": UUID(int=message_id.int >> _BELOW_TIME_BITS << _BELOW_TIME_BITS),
+        "last": UUID(int=message_id.int | (1 << _BELOW_TIME_BITS) - 1),
+        "now": now,
+        "sources": sources(Status.CANCELLED),
+    }
+    copies = (await session.execute(_CANCEL, values)).all()
+    key = {"org_id": org_id, "message_id": message_id, "type": "cancelled", "occurred_at": now, "data": {}}
+    events = [{**key, "id": ids.new_id(), "delivery_id": one.id, "recipient": one.recipient} for one in copies]
+    if events:
+        await session.execute(_TELL, {"events": dumps(events)})
+    return len(events)

@@ -1,149 +1,67 @@
 """What comes in and goes out at /messages."""
 
-import binascii
-import math
 import mimetypes
 import re
-from typing import Annotated, Any, Literal, Self
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Self, cast
 from uuid import UUID
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     StrictBool,
-    WithJsonSchema,
     model_validator,
 )
 
 from app.core.pagination import Pagination
-from app.core.schemas import Body, Text, Timestamp, TimestampInput, check_storable
-from app.mail import address, headers
-from app.mail.address import Address
+from app.core.schemas import Body, Text, Timestamp, TimestampInput
+from app.messages.fields import (
+    AddressField,
+    Base64,
+    ContentId,
+    ContentType,
+    FileName,
+    Headers,
+    Label,
+    Metadata,
+    Recipients,
+    Subject,
+    Tags,
+)
 from app.messages.status import Status
 
-MAX_RECIPIENTS = 50
 MAX_ATTACHMENTS = 100
-MAX_HEADERS = 50
-MAX_SUBJECT_CHARACTERS = 998
-MAX_HEADER_CHARACTERS = 4_000
-MAX_TAGS = 10
-MAX_METADATA = 50
-MAX_METADATA_CHARACTERS = 1000
+# Mail that expires this soon after it becomes due goes before the other.
+URGENT_WITHIN = timedelta(minutes=15)
 
-_NAMED_KEYS = {"email", "name"}
-
-
-def _read_address(value: object) -> Address:
-    if isinstance(value, Address):
-        return value
-    if isinstance(value, str):
-        return address.parse(value)
-    if not isinstance(value, dict) or not value.keys() <= _NAMED_KEYS or not isinstance(value.get("email"), str):
-        raise ValueError('must be "a@b", "Name <a@b>" or {"email": "a@b", "name": "Name"}')
-    name = value.get("name")
-    if name is not None and not isinstance(name, str):
-        raise ValueError("the name of an address must be a string")
-    return address.build(value["email"], name or "")
+# What OpenAPI says of the defaults. They are made anew for each mail: pydantic deep-copies a default that is given as
+# a value, and that takes a tenth of all the time of a mail in a batch.
+_NONE: Any = {"default": []}
+_NO_FIELDS: Any = {"default": {}}
 
 
-def _listed(value: object) -> object:
-    # A single address is read here, so that an error points at it and not at a list that the client never sent.
-    return value if isinstance(value, list) else [_read_address(value)]
-
-
-def _decode_base64(value: object) -> bytes:
-    if not isinstance(value, str):
-        raise ValueError("must be a base64 string")
-    try:
-        return binascii.a2b_base64(value.replace("\r", "").replace("\n", ""), strict_mode=True)
-    except ValueError as error:
-        raise ValueError("is not valid base64 (RFC 4648 section 4)") from error
-
-
-def _check_subject(value: str) -> str:
-    return headers.check_text(value, max_characters=MAX_SUBJECT_CHARACTERS)
-
-
-def _check_content_id(value: str) -> str:
-    return headers.check_content_id(value.removeprefix("<").removesuffix(">"))
-
-
-def _check_header_text(value: str) -> str:
-    return headers.check_text(value, max_characters=MAX_HEADER_CHARACTERS)
-
-
-def _check_headers(value: dict[str, str]) -> dict[str, str]:
-    seen = set()
-    for name in value:
-        if name.lower() in seen:
-            raise ValueError(f"the header {name} is given twice")
-        seen.add(name.lower())
-    return value
-
-
-def _check_metadata_value(value: object) -> str | bool | int | float:
-    if isinstance(value, str):
-        if len(value) > MAX_METADATA_CHARACTERS:
-            raise ValueError(f"a string may have {MAX_METADATA_CHARACTERS} characters")
-        return check_storable(value)
-    if not isinstance(value, bool | int | float):
-        raise ValueError("must be a string, a number or a boolean")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("numbers must be finite")
-    if isinstance(value, int) and not -(2**53) < value < 2**53:
-        raise ValueError("integers must fit in 53 bits, so that every JSON reader keeps them")
-    return value
-
-
-AddressField = Annotated[
-    Address,
-    BeforeValidator(_read_address),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "maxLength": 800, "description": "`a@b` or `Name <a@b>`"},
-                {
-                    "type": "object",
-                    "properties": {
-                        "email": {"type": "string", "maxLength": 254},
-                        "name": {"type": "string", "maxLength": 256},
-                    },
-                    "required": ["email"],
-                    "additionalProperties": False,
-                },
-            ]
-        }
-    ),
+# How a simulated copy can end.
+Outcome = Literal[
+    Status.DELIVERED,
+    Status.DEFERRED,
+    Status.SOFT_BOUNCED,
+    Status.HARD_BOUNCED,
+    Status.COMPLAINED,
+    Status.SUPPRESSED,
+    Status.FAILED,
 ]
-Recipients = Annotated[list[AddressField], BeforeValidator(_listed), Field(max_length=MAX_RECIPIENTS)]
-Label = Annotated[Text, Field(min_length=1, max_length=128)]
-# Checked by hand: a union of types would name its members in the pointers of its errors.
-MetadataValue = Annotated[
-    Any,
-    PlainValidator(_check_metadata_value),
-    WithJsonSchema({"type": ["string", "boolean", "number"], "maxLength": MAX_METADATA_CHARACTERS}),
-]
-HeaderName = Annotated[str, AfterValidator(headers.check_name)]
-HeaderText = Annotated[str, AfterValidator(_check_header_text)]
 
 
 class AttachmentIn(Body):
     """A file: attached, or inline in the HTML when it has a `content_id` (`<img src="cid:…">`)."""
 
-    filename: Annotated[str, Field(max_length=255), AfterValidator(headers.check_filename)]
-    content: Annotated[
-        bytes,
-        BeforeValidator(_decode_base64),
-        WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "The file in base64."}),
-    ]
-    content_type: Annotated[str, Field(max_length=200), AfterValidator(headers.check_content_type)] | None = Field(
+    filename: FileName
+    content: Base64
+    content_type: ContentType | None = Field(
         default=None, description="`type/subtype`; guessed from the file name when absent."
     )
-    content_id: Annotated[str, Field(max_length=257), AfterValidator(_check_content_id)] | None = None
+    content_id: ContentId | None = None
 
     @property
     def media_type(self) -> str:
@@ -172,24 +90,32 @@ class SendRequest(Body):
 
     sender: AddressField = Field(alias="from", description="An address at one of your verified domains.")
     to: Annotated[Recipients, Field(min_length=1)] = Field(description="One address or a list; at most 50 in all.")
-    cc: Recipients = Field(default=[])
-    bcc: Recipients = Field(default=[])
-    reply_to: Recipients = Field(default=[])
-    subject: Annotated[str, AfterValidator(_check_subject)] = Field(max_length=MAX_SUBJECT_CHARACTERS)
+    cc: Recipients = Field(default_factory=list, json_schema_extra=_NONE)
+    bcc: Recipients = Field(default_factory=list, json_schema_extra=_NONE)
+    reply_to: Recipients = Field(default_factory=list, json_schema_extra=_NONE)
+    subject: Subject
     html: Text | None = None
     text: Text | None = None
-    headers: Annotated[dict[HeaderName, HeaderText], AfterValidator(_check_headers)] = Field(
-        default={}, max_length=MAX_HEADERS, description="Further header fields; those that Postroad writes are refused."
+    headers: Headers = Field(
+        default_factory=dict,
+        json_schema_extra=_NO_FIELDS,
+        description="Further header fields; those that Postroad writes are refused.",
     )
-    attachments: list[AttachmentIn] = Field(default=[], max_length=MAX_ATTACHMENTS)
-    tags: list[Label] = Field(default=[], max_length=MAX_TAGS, description="Never leave in headers.")
-    metadata: dict[Label, MetadataValue] = Field(
-        default={}, max_length=MAX_METADATA, description="Yours; never leaves in headers, comes back on every event."
+    attachments: list[AttachmentIn] = Field(default_factory=list, json_schema_extra=_NONE, max_length=MAX_ATTACHMENTS)
+    tags: Tags = Field(default_factory=list, json_schema_extra=_NONE, description="Never leave in headers.")
+    metadata: Metadata = Field(
+        default_factory=dict,
+        json_schema_extra=_NO_FIELDS,
+        description="Yours; never leaves in headers, comes back on every event.",
     )
     track_opens: StrictBool = False
     track_clicks: StrictBool = False
     scheduled_at: TimestampInput | None = Field(default=None, description="Not sent before; at most 30 days ahead.")
-    expires_at: TimestampInput | None = Field(default=None, description="Not sent after: then it has failed (expired).")
+    expires_at: TimestampInput | None = Field(
+        default=None,
+        description="Not sent after: then it has failed (expired). A mail that expires within 15 minutes of the moment "
+        "it becomes due, a one-time code for example, goes before the other mail.",
+    )
     vmta: Label | None = Field(default=None, description="Name or id of the virtual MTA to send from.")
     batch_id: Label | None = Field(default=None, description="A label of yours to find mails by.")
 
@@ -202,8 +128,53 @@ class SendRequest(Body):
     @property
     def size_bytes(self) -> int:
         """Text, HTML and decoded attachments together."""
-        texts = sum(len(part.encode()) for part in (self.text, self.html) if part)
+        texts = sum(_octets(part) for part in (self.text, self.html) if part)
         return texts + sum(len(attachment.content) for attachment in self.attachments)
+
+
+def _octets(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+class SimulateRequest(Body):
+    """A mail, or the id of one that was sent before, and how every copy of it is to end."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "outcome": "hard_bounced",
+                    "message": {
+                        "from": "Postroad <hello@mail.postroad.test>",
+                        "to": ["ada@example.com"],
+                        "subject": "Your order is confirmed",
+                        "text": "Thank you for your order.",
+                    },
+                }
+            ]
+        }
+    )
+
+    message: SendRequest | None = Field(default=None, description="As `send` takes it. Either this or `message_id`.")
+    message_id: UUID | None = Field(
+        default=None, description="A message of yours: a copy of it is simulated, and it stays as it is."
+    )
+    outcome: Outcome = Field(
+        default=Status.DELIVERED,
+        description="`deferred` is delivered when it is tried again; `soft_bounced` is tried until its time is up, and "
+        "has failed then; `complained` is delivered first.",
+    )
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.message is None) == (self.message_id is None):
+            raise ValueError("give either message or message_id")
+        return self
+
+    @property
+    def wanted(self) -> SendRequest | UUID:
+        """The one that was given."""
+        return self.message or cast(UUID, self.message_id)
 
 
 class AddressOut(BaseModel):
@@ -236,6 +207,7 @@ class MessageSummary(BaseModel):
     tags: list[str]
     metadata: dict[str, Any]
     batch_id: str | None
+    simulated: bool = Field(description="Whether nothing of it leaves: a test key's, or a simulated delivery.")
     created_at: Timestamp
     scheduled_at: Timestamp | None
     expires_at: Timestamp | None
@@ -266,6 +238,7 @@ class AcceptedMessage(BaseModel):
     subject: str
     recipients: int = Field(description="How many copies will be sent.")
     batch_id: str | None
+    simulated: bool = Field(description="Whether nothing of it leaves.")
     created_at: Timestamp
     scheduled_at: Timestamp | None
 

@@ -23,7 +23,7 @@ class Status(StrEnum):
 
 # `sending` is never stored: it is a live lease on the queue row, so that claiming mail writes one small row only.
 _WAITING = {Status.PENDING, Status.QUEUED, Status.DEFERRED, Status.SOFT_BOUNCED}
-_SETTLED = {Status.DELIVERED, Status.HARD_BOUNCED, Status.FAILED}
+_SETTLED = {Status.DELIVERED, Status.HARD_BOUNCED, Status.FAILED, Status.SUPPRESSED}
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.PENDING: frozenset(_SETTLED | {Status.DEFERRED, Status.SOFT_BOUNCED, Status.CANCELLED, Status.HELD}),

@@ -51,7 +51,10 @@ class Throttle(Base):
     kind: Mapped[str]
     # The category of the reply that led to it.
     reason: Mapped[str]
-    # How often it was renewed without mail getting through in between: each time it lasts longer.
+    # How often the site has said so: each time it lasts longer. Mail that gets through after the end forgives them one
+    # by one; a row whose time is over stays for what is not forgiven yet.
     strikes: Mapped[int] = mapped_column(server_default="1")
+    # When a strike was added or forgiven last.
+    changed_at: Mapped[datetime] = mapped_column(server_default=func.now())
     since: Mapped[datetime] = mapped_column(server_default=func.now())
     until: Mapped[datetime]

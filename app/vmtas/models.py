@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, PrimaryKeyConstraint, func, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import Base
@@ -22,9 +23,12 @@ class Vmta(Base):
         CheckConstraint("weight BETWEEN 0 AND 1000", name="weight"),
         Index("uq_vmtas_name", "org_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     )
+    # What the database says is read back with the statement that wrote it.
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - SQLAlchemy's own name and shape
 
     org_id: Mapped[UUID] = mapped_column(ForeignKey("organizations.id"))
     id: Mapped[UUID]
+    # In lower case, as is the pool's.
     name: Mapped[str]
     # None: whichever address the host's routing chooses.
     ip_address: Mapped[str | None]
@@ -40,9 +44,15 @@ class Vmta(Base):
     max_rate: Mapped[int | None]
     paused_at: Mapped[datetime | None]
     # The ramp's settings, None when it sends at full rate from the start.
-    warmup: Mapped[dict[str, Any] | None]
+    warmup: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     warmup_started_at: Mapped[datetime | None]
+    # When its ramp was seen to have ended for every provider.
+    warmup_finished_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # Engines ask for what has changed: by the wall clock, so that it is hardly older than its commit.
+    updated_at: Mapped[datetime] = mapped_column(
+        server_default=func.clock_timestamp(), onupdate=func.clock_timestamp(), index=True
+    )
     deleted_at: Mapped[datetime | None]
 
 

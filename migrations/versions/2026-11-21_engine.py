@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("strikes", sa.BigInteger(), server_default="1", nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("until", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("kind IN ('suspended', 'slowed')", name=op.f("ck_queue_throttles_kind")),
@@ -67,12 +68,15 @@ def upgrade() -> None:
         sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("warmup", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("warmup_started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("warmup_finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("weight BETWEEN 0 AND 1000", name=op.f("ck_vmtas_weight")),
         sa.ForeignKeyConstraint(["org_id"], ["organizations.id"], name=op.f("fk_vmtas_org_id")),
         sa.PrimaryKeyConstraint("org_id", "id", name=op.f("pk_vmtas")),
     )
+    op.create_index(op.f("ix_vmtas_updated_at"), "vmtas", ["updated_at"], unique=False)
     op.create_index(
         "uq_vmtas_name", "vmtas", ["org_id", "name"], unique=True, postgresql_where=sa.text("deleted_at IS NULL")
     )
@@ -92,11 +96,6 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("org_id", "vmta_id", "day", "provider", name=op.f("pk_vmta_usage")),
     )
-    op.add_column("attempts", sa.Column("tls_policy", sa.Text(), nullable=True))
-    op.add_column("attempts", sa.Column("tls_verified", sa.Boolean(), server_default="false", nullable=False))
-    op.add_column("attempts", sa.Column("category", sa.Text(), nullable=True))
-    op.add_column("attempts", sa.Column("vmta_id", sa.Uuid(), nullable=True))
-    op.add_column("attempts", sa.Column("source_address", sa.Text(), nullable=True))
     op.add_column("deliveries", sa.Column("category", sa.Text(), nullable=True))
     op.add_column("deliveries", sa.Column("vmta_id", sa.Uuid(), nullable=True))
     op.alter_column("delivery_queue", "site", new_column_name="domain")
@@ -106,7 +105,14 @@ def upgrade() -> None:
     op.create_index(
         "ix_delivery_queue_held",
         "delivery_queue",
-        ["org_id", "domain"],
+        ["org_id", sa.text("coalesce(vmta_id, '00000000-0000-0000-0000-000000000000'::uuid)"), "domain"],
+        unique=False,
+        postgresql_where=sa.text("next_attempt_at = 'infinity'"),
+    )
+    op.create_index(
+        "ix_delivery_queue_held_until",
+        "delivery_queue",
+        [sa.text("least(give_up_at, expires_at)")],
         unique=False,
         postgresql_where=sa.text("next_attempt_at = 'infinity'"),
     )
@@ -136,6 +142,11 @@ def downgrade() -> None:
     )
     op.drop_index("ix_delivery_queue_urgent", table_name="delivery_queue", postgresql_where=sa.text("urgent"))
     op.drop_index(
+        "ix_delivery_queue_held_until",
+        table_name="delivery_queue",
+        postgresql_where=sa.text("next_attempt_at = 'infinity'"),
+    )
+    op.drop_index(
         "ix_delivery_queue_held", table_name="delivery_queue", postgresql_where=sa.text("next_attempt_at = 'infinity'")
     )
     op.drop_column("delivery_queue", "simulated")
@@ -144,12 +155,8 @@ def downgrade() -> None:
     op.alter_column("delivery_queue", "domain", new_column_name="site")
     op.drop_column("deliveries", "vmta_id")
     op.drop_column("deliveries", "category")
-    op.drop_column("attempts", "source_address")
-    op.drop_column("attempts", "vmta_id")
-    op.drop_column("attempts", "category")
-    op.drop_column("attempts", "tls_verified")
-    op.drop_column("attempts", "tls_policy")
     op.drop_table("vmta_usage")
+    op.drop_index(op.f("ix_vmtas_updated_at"), table_name="vmtas")
     op.drop_index("uq_vmtas_name", table_name="vmtas", postgresql_where=sa.text("deleted_at IS NULL"))
     op.drop_table("vmtas")
     op.drop_table("queue_holds")

@@ -1,7 +1,8 @@
-"""The load generator, in a process of its own: `python -m tests.bench.load <JSON>` prints what it measured as JSON.
+"""The load generator, in a process of its own: `python -m tests.bench.load` reads its task and prints what it measured.
 
-The task names the protocol, `http` or `smtp`, where to send, how many mails, over how many connections, and the
-contents: a mail's octets for SMTP, a request's body for HTTP, either with `@COUNT@` where each differs.
+Both are JSON. The task names the protocol, `http` or `smtp`, where to send, how many requests, over how many
+connections, and the content: a mail's octets for SMTP, a request's body for HTTP, either with `@COUNT@` where each
+differs. It is as wide as the number in its place, so that nothing is built anew while the time runs.
 """
 
 import asyncio
@@ -17,14 +18,14 @@ import uvloop
 
 PLACE = b"@COUNT@"
 HTTP_HEAD = (
-    "POST /api/v1/messages/send HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\n"
+    "POST {path} HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\n"
     "Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to send. `key` is the API key, for HTTP; the addresses are for SMTP."""
+    """What to send: `count` requests or SMTP transactions. Path and API key are for HTTP, the addresses for SMTP."""
 
     protocol: str
     host: str
@@ -32,6 +33,7 @@ class Task:
     count: int
     connections: int
     content: str
+    path: str = ""
     key: str = ""
     mail_from: str = ""
     rcpt_to: str = ""
@@ -39,24 +41,28 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """When the first mail was begun and the last one accepted (Unix time), and each one's latency in milliseconds."""
+    """When the first request was begun and the last one accepted (Unix time), each one's latency in milliseconds,
+    and the processor time that the load generator took for it all.
+    """
 
     began_at: float
     ended_at: float
     latencies: list[float]
+    cpu_seconds: float
 
 
 async def run(task: Task) -> Result:
-    """Send it all. Raises AssertionError when a mail is not accepted."""
+    """Send it all. Raises AssertionError when something is not accepted."""
     numbers = iter(range(task.count))
     latencies: list[float] = []
     opened = [session(task) for _ in range(task.connections)]
     entered = await asyncio.gather(*(one.__aenter__() for one in opened))
-    began_at = time.time()
-    await asyncio.gather(*(_send_all(exchange, numbers, task.content.encode(), latencies) for exchange in entered))
-    ended_at = time.time()
+    content = task.content.encode()
+    cpu_before, began_at = time.process_time(), time.time()
+    await asyncio.gather(*(_send_all(exchange, numbers, content, latencies) for exchange in entered))
+    ended_at, cpu_seconds = time.time(), time.process_time() - cpu_before
     await asyncio.gather(*(one.__aexit__(None, None, None) for one in opened))
-    return Result(began_at, ended_at, latencies)
+    return Result(began_at, ended_at, latencies, cpu_seconds)
 
 
 async def _send_all(exchange: "Exchange", numbers: Iterator[int], content: bytes, latencies: list[float]) -> None:
@@ -79,7 +85,8 @@ class Exchange:
         await (self._post(octets) if self.task.protocol == "http" else self._transact(octets))
 
     async def _post(self, body: bytes) -> None:
-        head = HTTP_HEAD.format(host=self.task.host, key=self.task.key, length=len(body))
+        task = self.task
+        head = HTTP_HEAD.format(path=task.path, host=task.host, key=task.key, length=len(body))
         self.writer.write(head.encode() + body)
         answer = await self.reader.readuntil(b"\r\n\r\n")
         length = answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
@@ -117,13 +124,12 @@ async def session(task: Task) -> AsyncIterator[Exchange]:
 async def in_process(task: Task) -> Result:
     """Run the task in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.load", json.dumps(dataclasses.asdict(task))),
-        stdout=asyncio.subprocess.PIPE,
+        *(sys.executable, "-m", "tests.bench.load"), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
-    output, _ = await process.communicate()
+    output, _ = await process.communicate(json.dumps(dataclasses.asdict(task)).encode())
     assert process.returncode == 0, "the load generator failed; its reason is above"
     return Result(**json.loads(output))
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(uvloop.run(run(Task(**json.loads(sys.argv[1])))))))
+    print(json.dumps(dataclasses.asdict(uvloop.run(run(Task(**json.load(sys.stdin)))))))

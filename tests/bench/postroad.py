@@ -1,6 +1,6 @@
 """Our side: API, worker, embedded Postgres and Redis, each its own process, and a tenant who may send."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,43 +10,59 @@ import httpx
 from tests.bench import sink as sinks
 from tests.dnsd import DnsServer
 from tests.domains import helpers as domains
-from tests.faults.house import House
+from tests.faults.house import House, Process
 
 DOMAIN = "bench.test"
 SITE = "recipients.test"
 WORKER_PROCESSES = 2
-# Together as many connections to the sink as Postfix has.
-SETTINGS = {"SITE_CONNECTIONS": str(20 // WORKER_PROCESSES)}
+SETTINGS = {
+    # As many connections to the sink as Postfix has.
+    "SITE_CONNECTIONS": "20",
+    # One tenant sends all that the machine can do.
+    "RATE_LIMIT_KEY_PER_MINUTE": "10000000",
+    "RATE_LIMIT_ORGANIZATION_PER_MINUTE": "10000000",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Postroad:
-    """Where to send, with which key, and the processes to look at."""
+    """A running house without a worker, and the API key of a tenant who may send from DOMAIN."""
 
-    port: int
+    house: House
     key: str
-    processes: dict[str, int]
+    api_pid: int
+
+    @property
+    def port(self) -> int:
+        return int(self.house.base_url.rpartition(":")[2])
+
+    async def worker(self) -> Process:
+        """Start the worker and wait until its engines run."""
+        return await self.house.worker(processes=WORKER_PROCESSES)
+
+    def processes(self, worker: Process) -> dict[str, int]:
+        """The processes to look at, by name."""
+        return {"api": self.api_pid, "worker": worker.pid, **self.house.server_pids()}
 
 
 @asynccontextmanager
-async def running(directory: Path, sink: sinks.Sink) -> AsyncIterator[Postroad]:
-    """Everything started and ready, until the block ends. `directory` is theirs alone."""
+async def running(directory: Path, sink: sinks.Sink, sites: Sequence[str] = (SITE,)) -> AsyncIterator[Postroad]:
+    """Everything but the worker, until the block ends. `directory` is theirs alone. Each site has an MX of its own."""
     async with DnsServer(ttl_seconds=300) as zone:
-        zone.add(SITE, "MX", f"10 mx.{SITE}.")
-        zone.add(f"mx.{SITE}", "A", sinks.HOST)
+        for site in sites:
+            zone.add(site, "MX", f"10 mx.{site}.")
+            zone.add(f"mx.{site}", "A", sinks.HOST)
         settings = SETTINGS | {"DNS_NAMESERVERS": zone.setting, "OUTBOUND_SMTP_PORT": str(sink.port)}
         house = House(directory, settings)
         try:
             house.migrate()
             api = await house.start_api()
-            worker = await house.worker(processes=WORKER_PROCESSES)
             async with httpx.AsyncClient(base_url=house.base_url, trust_env=False, timeout=30) as client:
                 tenant = await domains.register(client)
                 created = await tenant.create(DOMAIN)
                 domains.publish(zone, created)
                 assert (await tenant.verify(created["id"]))["verified"]
                 key = (await domains.with_key(tenant)).headers["X-API-Key"]
-            processes = {"api": api.pid, "worker": worker.pid, **house.server_pids()}
-            yield Postroad(int(house.base_url.rpartition(":")[2]), key, processes)
+            yield Postroad(house, key, api.pid)
         finally:
             house.close()

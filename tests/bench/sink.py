@@ -1,52 +1,62 @@
-"""The sink that both sides deliver to: `python -m tests.smtpd --count-only`, asked how much it has got."""
+"""The sink that both sides deliver to: tests/bench/sink_server.py as a process, asked how much it has got."""
 
 import asyncio
+import json
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 HOST = "127.0.0.2"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Sink:
-    """A running sink and our connection for asking it."""
+    """A running sink: where it takes mail, where it is asked, its process."""
 
     port: int
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    control_port: int
+    pid: int
 
     async def count(self) -> int:
         """How many mails it has taken."""
-        self.writer.write(b"XCOUNT\r\n")
-        return int((await self.reader.readline()).split()[1])
+        return int(await self._ask("count"))
 
-    async def reach(self, count: int, *, timeout_seconds: float, poll_seconds: float = 0.01) -> float:
-        """Wait until it has taken this many; the Unix time then. Raises TimeoutError with how far it came."""
-        deadline = time.monotonic() + timeout_seconds
-        while (taken := await self.count()) < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"only {taken} of {count} mails arrived within {timeout_seconds} s")
-            await asyncio.sleep(poll_seconds)
-        return time.time()
+    async def stats(self) -> dict[str, Any]:
+        """Mails, connections now, at most at once and ever, and mails by second; see the server."""
+        answer: dict[str, Any] = json.loads(await self._ask("stats"))
+        return answer
+
+    async def reach(self, count: int, *, timeout_seconds: float) -> float:
+        """The Unix time when it had taken this many. Raises TimeoutError with how far it came."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return float(await self._ask(f"reach {count}"))
+        except TimeoutError:
+            taken = await self.count()
+            raise TimeoutError(f"only {taken} of {count} mails arrived within {timeout_seconds} s") from None
+
+    async def _ask(self, question: str) -> str:
+        # Each question has its own connection: one that waits for mails holds up no other.
+        reader, writer = await asyncio.open_connection(HOST, self.control_port, limit=2**24)
+        try:
+            writer.write(question.encode() + b"\n")
+            return (await reader.readline()).decode()
+        finally:
+            writer.close()
 
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Sink]:
     """A sink of its own, in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.smtpd", "--host", HOST, "--port", "0", "--count-only"),
-        stdout=asyncio.subprocess.PIPE,
+        *(sys.executable, "-m", "tests.bench.sink_server", "--host", HOST), stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    port = int((await process.stdout.readline()).split()[2])
-    reader, writer = await asyncio.open_connection(HOST, port)
-    await reader.readline()
+    _, _, port, control_port = (await process.stdout.readline()).split()
     try:
-        yield Sink(port, reader, writer)
+        yield Sink(int(port), int(control_port), process.pid)
     finally:
-        writer.close()
         process.terminate()
         await process.wait()

@@ -18,7 +18,7 @@ SUNDAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 MONDAY = datetime(2026, 3, 2, 0, 1, tzinfo=UTC)
 ORGANIZATION = UUID(int=1)
 DOMAIN = UUID(int=2)
-TABLES = ("messages", "message_bodies", "attachments", "deliveries", "attempts", "events")
+TABLES = ("messages", "message_bodies", "attachments", "deliveries", "events")
 
 
 @pytest.fixture
@@ -63,13 +63,11 @@ async def put_message(engine: AsyncEngine, moment: datetime, *, queued: bool = F
             ON CONFLICT DO NOTHING;
         INSERT INTO messages (org_id, id, domain_id, sender, "to", subject, track_opens, track_clicks, size_bytes)
             VALUES (:org, :message, :domain, '{}', '[]', 's', false, false, 1);
-        INSERT INTO message_bodies (org_id, message_id, text) VALUES (:org, :message, 't');
+        INSERT INTO message_bodies (org_id, message_id, content) VALUES (:org, :message, '');
         INSERT INTO attachments (org_id, message_id, position, filename, content_type, content)
             VALUES (:org, :message, 0, 'f', 'text/plain', '');
         INSERT INTO deliveries (org_id, id, message_id, kind, recipient, status)
             VALUES (:org, :delivery, :message, 'to', 'a@b.example', 'queued');
-        INSERT INTO attempts (org_id, delivery_id, number, outcome, reason, started_at, finished_at)
-            VALUES (:org, :delivery, 1, 'o', 'r', :now, :now);
         INSERT INTO events (org_id, id, message_id, delivery_id, type, recipient, occurred_at)
             VALUES (:org, :event, :message, :delivery, 'queued', 'a@b.example', :now)
     """

@@ -126,7 +126,7 @@ async def _claimed(database: Database, message_id: str) -> Held:
                 text(
                     "UPDATE delivery_queue SET lease_token = gen_random_uuid(), attempt = attempt + 1, "
                     "next_attempt_at = now() + interval '1 minute' WHERE message_id = :id "
-                    "RETURNING org_id, delivery_id, message_id, recipient, domain, size_bytes, attempt, "
+                    "RETURNING org_id, delivery_id, message_id, recipient, domain, vmta_id, urgent, simulated, size_bytes, attempt, "
                     "give_up_at, expires_at, lease_token"
                 ),
                 {"id": message_id},

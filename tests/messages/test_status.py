@@ -35,7 +35,11 @@ def test_what_has_ended_never_waits_again(state: Status):
 @pytest.mark.parametrize("state", sorted(WAITING))
 def test_what_waits_can_end_and_be_cancelled(state: Status):
     assert Status.CANCELLED in TRANSITIONS[state]
-    assert {Status.DELIVERED, Status.HARD_BOUNCED, Status.FAILED} <= reachable(state)
+    assert {Status.DELIVERED, Status.HARD_BOUNCED, Status.FAILED, Status.SUPPRESSED} <= reachable(state)
+
+
+def test_what_is_suppressed_was_never_sent():
+    assert set(sources(Status.SUPPRESSED)) == WAITING - {Status.HELD}
 
 
 def test_late_events():

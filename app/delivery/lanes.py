@@ -1,0 +1,383 @@
+"""Mail on its way out: a lane for each way out and set of mail hosts, and carriers, each with one connection.
+
+A carrier takes mail after mail from its lane. How many there may be, and how fast they go, is shared by all workers
+(`limits`); what follows from a mail's end is the engine's.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+
+from app.delivery.automation import Suspended
+from app.delivery.egress import NO_VMTA, Egress, Way
+from app.delivery.lease import Held
+from app.delivery.limits import SharedLimits
+from app.delivery.outcome import Outcome
+from app.delivery.routing import Route, Router, Unreachable
+from app.delivery.security import Policy, Secured
+from app.delivery.shaping import Rule
+from app.delivery.transmit import broken, has_closed, transmit, unreached
+from app.mail.smtp import SmtpError
+from app.messages.status import Status
+
+_IDLE_SECONDS = 5.0
+_SLOT_RETRY_SECONDS = 0.1
+# A host that has just refused one more connection is asked again after this.
+_CROWDED_SECONDS = 5.0
+# What a rate does not let go within this is given back, to come again when it is its turn.
+_PACED_SECONDS = 3.0
+
+log = structlog.get_logger(__name__)
+
+_LaneKey = tuple[str, tuple[str, ...], Policy]
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Mails that may share connections, and the carriers at work on them. `route` is that of the first of them."""
+
+    way: Way
+    route: Route
+    limit_key: str
+    waiting: deque[Held] = field(default_factory=deque)
+    carriers: int = 0
+    connected: int = 0
+    resting: list[asyncio.Future[Held | None]] = field(default_factory=list)
+    crowded_until: float = 0.0
+
+    def put(self, held: Held) -> None:
+        """Mail that expires soon goes before the rest."""
+        if held.claimed.urgent:
+            self.waiting.appendleft(held)
+        else:
+            self.waiting.append(held)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Whom carriers tell: how a mail ended, and which are given back until a moment each (None: until released)."""
+
+    settle: Callable[[Held, Outcome], None]
+    park: Callable[[Sequence[tuple[Held, datetime | None]]], None]
+    give_back: Callable[[Sequence[Held]], None]
+
+
+class Lanes:
+    """All lanes of one engine."""
+
+    def __init__(self, router: Router, egress: Egress, limits: SharedLimits, ends: Ends) -> None:
+        self._router = router
+        self._egress = egress
+        self._limits = limits
+        self._ends = ends
+        self._lanes: dict[_LaneKey, Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._quitting: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    def add(self, held: Held, way: Way, route: Route) -> None:
+        """Let a mail leave by the way along the route."""
+        limit_key = way.key(route.site)
+        key = (limit_key, route.hosts, route.policy)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(way, route, limit_key)
+        # The latest word on limits and names.
+        lane.way, lane.route = way, route
+        while lane.resting:
+            waiter = lane.resting.pop()
+            if not waiter.done():
+                waiter.set_result(held)
+                return
+        lane.put(held)
+        self._staff(lane, key)
+
+    def _staff(self, lane: Lane, key: _LaneKey) -> None:
+        """One more carrier if there is mail for it. Each opens its connection by itself, so they come one by one."""
+        opening = lane.carriers - lane.connected
+        if lane.carriers and (len(lane.waiting) <= opening or lane.carriers >= lane.route.rule.connections):
+            return
+        if lane.connected and asyncio.get_running_loop().time() < lane.crowded_until:
+            return
+        lane.carriers += 1
+        self._start(self._carry(lane, key))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, lane: Lane, key: _LaneKey) -> None:
+        """A carrier's life: until no mail has come for a while, or its slot is wanted elsewhere."""
+        carrier = _Carrier(lane)
+        try:
+            while (held := await self._next(lane, carrier)) is not None:
+                try:
+                    await self._deliver(lane, carrier, held)
+                except Exception as error:
+                    # One mail that trips us must neither stop the others nor be lost: it waits like any deferred mail.
+                    log.exception("attempt_failed", delivery_id=str(held.claimed.delivery_id))
+                    self._ends.settle(held, internal_error(error))
+        finally:
+            self._dismiss(carrier)
+            lane.carriers -= 1
+            if not lane.carriers:
+                # Nobody is left to carry what came in this very moment.
+                if lane.waiting and not self._stopping:
+                    self._staff(lane, key)
+                elif self._lanes.get(key) is lane:
+                    del self._lanes[key]
+
+    async def _next(self, lane: Lane, carrier: "_Carrier") -> Held | None:
+        """The next mail to carry, waited for a while; None when this carrier is not needed any more."""
+        if self._stopping:
+            self._ends.give_back([*lane.waiting])
+            lane.waiting.clear()
+        if carrier.secured is not None and self._limits.should_yield(lane.limit_key, self._connections(lane)):
+            self._dismiss(carrier)
+            carrier.refused = True
+        # Others of this lane go on; alone, it queues up for a slot again.
+        if carrier.refused and lane.connected:
+            return None
+        if lane.waiting:
+            return lane.waiting.popleft()
+        return None if carrier.secured is None or self._stopping else await self._rest(lane)
+
+    async def _rest(self, lane: Lane) -> Held | None:
+        """Wait for more mail with an open connection."""
+        waiter: asyncio.Future[Held | None] = asyncio.get_running_loop().create_future()
+        lane.resting.append(waiter)
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                return await waiter
+        except TimeoutError:
+            # It may have been given one in the moment in which the time ended.
+            return waiter.result() if waiter.done() and not waiter.cancelled() else None
+        finally:
+            if waiter in lane.resting:
+                lane.resting.remove(waiter)
+
+    def _connections(self, lane: Lane) -> int:
+        rule = self._egress.rule(lane.way, lane.route)
+        return 0 if isinstance(rule, Suspended) else rule.connections
+
+    async def _deliver(self, lane: Lane, carrier: "_Carrier", held: Held) -> None:
+        """One attempt, unless something keeps the mail back."""
+        started_at = datetime.now(UTC)
+        if held.is_expired:
+            self._ends.settle(held, expired(started_at))
+            return
+        if not await self._may_go(lane, held):
+            return
+        assert held.prepared is not None  # noqa: S101 - the engine adds no other
+        content = await held.prepared.octets()
+        outcome = await self._carry_one(lane, carrier, held, content, started_at)
+        if outcome is not None:
+            self._settle(lane, held, outcome)
+
+    async def _may_go(self, lane: Lane, held: Held) -> bool:
+        """Whether the mail may be transmitted now; if not, it has been given back."""
+        while True:
+            if not self._egress.is_open(held.claimed, lane.way, lane.route):
+                # Paused, held or suspended since it came here: the engine looks for another way, or parks it.
+                self._reroute(held, lane.route)
+                return False
+            rule = self._egress.rule(lane.way, lane.route)
+            if isinstance(rule, Suspended) or rule.rate is None:
+                return not isinstance(rule, Suspended)
+            wait_seconds = await self._limits.take(lane.limit_key, rule.rate, len(lane.waiting) + 1)
+            if not wait_seconds:
+                return True
+            self._pace(lane, rule)
+            await asyncio.sleep(min(wait_seconds, _PACED_SECONDS))
+            if self._stopping:
+                self._ends.give_back([held])
+                return False
+
+    def _reroute(self, held: Held, route: Route) -> None:
+        chosen = self._egress.choose(held.claimed, route)
+        if isinstance(chosen, Way):
+            self.add(held, chosen, route)
+        else:
+            self._ends.park([(held, chosen.until)])
+
+    def _pace(self, lane: Lane, rule: Rule) -> None:
+        """Give back what the rate does not let go soon, each until it will be its turn."""
+        assert rule.rate is not None  # noqa: S101 - asked for by the caller
+        per_second = rule.rate.permits / rule.rate.period_seconds
+        keep = max(1, int(per_second * _PACED_SECONDS))
+        now = datetime.now(UTC)
+        surplus = []
+        while len(lane.waiting) > keep:
+            due_at = now + timedelta(seconds=len(lane.waiting) / per_second)
+            surplus.append((lane.waiting.pop(), due_at))
+        if surplus:
+            self._ends.park(surplus)
+
+    async def _carry_one(
+        self, lane: Lane, carrier: "_Carrier", held: Held, content: bytes, started_at: datetime
+    ) -> Outcome | None:
+        """The outcome of an attempt; None when it was not begun, and the mail waits again or was given back."""
+        secured = carrier.secured
+        if secured is not None:
+            outcome = await self._on_kept(lane, carrier, held, content, started_at) if carrier.is_good else None
+            if outcome is not None:
+                return outcome
+            # Closed before the next is opened: both together might be one more than is allowed.
+            await self._close(carrier)
+        found = await self._open(lane, carrier)
+        if found is None:
+            # No slot is to be had: whoever has one carries it, or it waits here.
+            lane.waiting.appendleft(held)
+            return None
+        if isinstance(found, Unreachable):
+            return self._unreachable(lane, carrier, found, held, started_at)
+        if self._stopping:
+            self._ends.give_back([held])
+            return None
+        try:
+            return await transmit(held, found, lane.route, content, started_at)
+        except SmtpError as error:
+            return broken(error, found, lane.route, started_at)
+
+    async def _on_kept(
+        self, lane: Lane, carrier: "_Carrier", held: Held, content: bytes, started_at: datetime
+    ) -> Outcome | None:
+        """The outcome on a kept connection; None when its peer closed it in this very moment.
+
+        That costs no attempt, as nothing was sent yet. A fresh one that fails is the host's doing.
+        """
+        secured = carrier.secured
+        assert secured is not None  # noqa: S101 - it is good
+        try:
+            outcome = await transmit(held, secured, lane.route, content, started_at)
+        except SmtpError as error:
+            return broken(error, secured, lane.route, started_at) if error.content_sent else None
+        return None if has_closed(outcome) else outcome
+
+    async def _open(self, lane: Lane, carrier: "_Carrier") -> Secured | Unreachable | None:
+        """Take a slot and connect. None: there is no slot now, and this one has waited a little for it."""
+        if not carrier.has_slot:
+            if not await self._limits.acquire(lane.limit_key, self._connections(lane)):
+                carrier.refused = True
+                await asyncio.sleep(_SLOT_RETRY_SECONDS)
+                return None
+            carrier.has_slot = True
+        found = await self._router.connect(lane.route, lane.way.source_address, lane.way.ehlo_name)
+        if isinstance(found, Unreachable):
+            self._dismiss(carrier)
+        else:
+            carrier.secured = found
+            lane.connected += 1
+        return found
+
+    def _unreachable(
+        self, lane: Lane, carrier: "_Carrier", found: Unreachable, held: Held, started_at: datetime
+    ) -> Outcome | None:
+        """What a failed connection means for the mail that wanted it, and for those behind it."""
+        if lane.connected and found.status is Status.DEFERRED:
+            # Others have connections: the host wants no more of them, but it does take mail.
+            lane.crowded_until = asyncio.get_running_loop().time() + _CROWDED_SECONDS
+            carrier.refused = True
+            lane.waiting.appendleft(held)
+            return None
+        outcome = unreached(found, lane.route, started_at)
+        # Whoever waits behind would only wait for the same hosts in vain.
+        behind, lane.waiting = lane.waiting, deque()
+        for other in behind:
+            self._settle(lane, other, outcome)
+        return outcome
+
+    def _settle(self, lane: Lane, held: Held, outcome: Outcome) -> None:
+        way = lane.way
+        outcome.vmta_id, outcome.source_address = way.vmta_id, way.source_address
+        outcome.provider = lane.route.provider
+        automation = self._egress.automation
+        if outcome.status is Status.DELIVERED:
+            automation.note_success(way.vmta_id or NO_VMTA, lane.route.site)
+        # A host that stands in a domain's MX set beside a provider's speaks for itself only.
+        elif outcome.diagnosis and outcome.host and self._router.is_spoken_by(outcome.host, lane.route):
+            automation.note_complaint(way.vmta_id or NO_VMTA, lane.route.site, outcome.diagnosis)
+        self._ends.settle(held, outcome)
+
+    async def _close(self, carrier: "_Carrier") -> None:
+        """Close the carrier's connection; its slot is for the next one."""
+        secured, carrier.secured = carrier.secured, None
+        if secured is not None:
+            carrier.lane.connected -= 1
+            await secured.connection.quit()
+
+    def _dismiss(self, carrier: "_Carrier") -> None:
+        """Close the carrier's connection in peace, and release its slot when it is closed."""
+        secured, carrier.secured = carrier.secured, None
+        has_slot, carrier.has_slot = carrier.has_slot, False
+        if secured is not None:
+            carrier.lane.connected -= 1
+            task = asyncio.create_task(self._quit(secured, carrier.lane.limit_key, has_slot=has_slot))
+            self._quitting.add(task)
+            task.add_done_callback(self._quitting.discard)
+        elif has_slot:
+            self._limits.release(carrier.lane.limit_key)
+
+    async def _quit(self, secured: Secured, limit_key: str, *, has_slot: bool) -> None:
+        try:
+            await secured.connection.quit()
+        finally:
+            if has_slot:
+                self._limits.release(limit_key)
+
+    def stop(self) -> None:
+        """Begin nothing more: give back what waits, let go of those who rest. What is being transmitted goes on."""
+        self._stopping = True
+        for lane in self._lanes.values():
+            waiting = [*lane.waiting]
+            lane.waiting.clear()
+            if waiting:
+                self._ends.give_back(waiting)
+            for waiter in lane.resting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def stopped(self) -> None:
+        """Return once every carrier has ended and said goodbye."""
+        while self._tasks or self._quitting:
+            await asyncio.wait(self._tasks | self._quitting)
+
+    def abandon(self) -> None:
+        """Cancel what did not end in time."""
+        for task in self._tasks | self._quitting:
+            task.cancel()
+
+
+@dataclass(slots=True, eq=False)
+class _Carrier:
+    """One carrier's connection and its slot. `refused`: it could get none while others have one."""
+
+    lane: Lane
+    secured: Secured | None = None
+    has_slot: bool = False
+    refused: bool = False
+
+    @property
+    def is_good(self) -> bool:
+        """Whether its connection is good for another mail."""
+        if self.secured is None:
+            return False
+        connection = self.secured.connection
+        return connection.is_usable and connection.transactions < self.lane.route.rule.messages_per_connection
+
+
+def expired(moment: datetime) -> Outcome:
+    """The outcome of a mail that its sender wants no longer to be sent."""
+    return Outcome(Status.FAILED, "expired", "expires_at passed before it could be delivered", moment, moment)
+
+
+def internal_error(error: Exception) -> Outcome:
+    """The outcome of a mail that tripped us: tried again later."""
+    moment = datetime.now(UTC)
+    return Outcome(Status.DEFERRED, "internal_error", f"{type(error).__name__} in the worker", moment, moment)
