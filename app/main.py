@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from app import health
 from app.accounts import routes as accounts
 from app.accounts.last_used import LAST_USED
+from app.accounts.lean import LeanPaths
 from app.core import problems
 from app.core.config import Settings, get_settings
 from app.core.db import Database
@@ -24,6 +25,7 @@ from app.domains import routes as domains
 from app.local import pages
 from app.mail.dns import Resolver
 from app.messages import routes as messages
+from app.messages.intake import Intake
 from app.messages.notices import SystemMailer
 from app.queues import routes as queues
 from app.vmtas import routes as vmtas
@@ -52,10 +54,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     # Base64 is a third larger than what it holds; the rest is room for JSON around texts and recipients.
+    app.add_middleware(LeanPaths, routes=messages.lean.routes)
     app.add_middleware(RequestMiddleware, large_body_bytes=settings.message_max_bytes * 4 // 3 + 2**20)
     problems.install(app)
-    for router in (health.router, accounts.router, domains.router, vmtas.router, messages.router, queues.router):
-        app.include_router(router)
+    for noun in (health, accounts, domains, vmtas, messages, queues):
+        app.include_router(noun.router)
+    app.include_router(messages.lean)
     if settings.mode == "local":
         app.include_router(pages.router(settings))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -71,6 +75,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.resolver = Resolver(settings.nameservers, timeout_seconds=settings.dns_timeout_seconds)
     app.state.fetcher = Fetcher(settings, app.state.resolver.address_list)
     app.state.doorbell = Doorbell(settings)
+    app.state.intake = Intake(app.state.database, app.state.doorbell.ring)
     app.state.mailer = SystemMailer(settings, app.state.doorbell.ring)
     last_used = asyncio.create_task(LAST_USED.run(app.state.database))
     try:

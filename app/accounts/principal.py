@@ -138,11 +138,15 @@ class Requires:
         bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
         api_key: Annotated[str | None, Security(_API_KEY)],
     ) -> Principal:
+        return await self.admit(request, bearer.credentials if bearer else None, api_key)
+
+    async def admit(self, request: Request, bearer: str | None, api_key: str | None) -> Principal:
+        """As when called as a dependency, with the credentials themselves."""
         admitted: tuple[Requires, Principal] | None = getattr(request.state, "admitted", None)
         if admitted is not None and admitted[0] is self:
             return admitted[1]
         try:
-            principal = await _authenticate(request, bearer.credentials if bearer else None, api_key)
+            principal = await _authenticate(request, bearer, api_key)
         except PostroadError:
             await limit_address(request)
             raise

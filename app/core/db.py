@@ -70,17 +70,17 @@ def _text(value: Any) -> str:
     return "\\x" + value.hex() if isinstance(value, bytes) else str(value)
 
 
-def insert_json(model: type[Base], parameter: str, *, joined: str = "") -> str:
+def insert_json(model: type[Base], parameter: str) -> str:
     """SQL that inserts the rows of a JSON array, taken apart by the table's own row type.
 
     Columns are named, so that a process that is older than the schema leaves the newer ones to their defaults.
-    `joined` may restrict the rows, which are called r.
+    `parameter` as the driver has it: `:rows` or `$1`.
     """
     columns = [f'"{column.name}"' for column in model.__table__.columns]
     return (
         f"INSERT INTO {model.__tablename__} ({', '.join(columns)}) "  # noqa: S608 - names of our own
         f"SELECT {', '.join(f'r.{name}' for name in columns)} "
-        f"FROM json_populate_recordset(NULL::{model.__tablename__}, :{parameter}) r {joined}"
+        f"FROM json_populate_recordset(NULL::{model.__tablename__}, {parameter}) r"
     )
 
 

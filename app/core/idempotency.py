@@ -62,6 +62,11 @@ class Once:
         self._request = request
         self._key = key
 
+    @property
+    def is_inert(self) -> bool:
+        """No key was sent, so that nothing is saved."""
+        return self._key is None
+
     async def begin(self, org_id: UUID, caller: UUID | None) -> None:
         """Claim the key for `org_id` before doing anything.
 

@@ -1,6 +1,6 @@
 """Every failure as one problem document: our own, validation, the framework's, the database's, the unforeseen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -33,15 +33,14 @@ log = structlog.get_logger(__name__)
 
 def install(app: FastAPI) -> None:
     """Register the handlers on an application."""
-    app.add_exception_handler(PostroadError, _postroad_error)
-    app.add_exception_handler(Replay, _replay)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_exception)
-    for refused in (DBAPIError, asyncpg.PostgresError):
-        app.add_exception_handler(refused, _database_error)
-    for away in (PoolTimeout, asyncpg.InterfaceError, OSError, TimeoutError):
-        app.add_exception_handler(away, _unavailable)
-    app.add_exception_handler(Exception, _unforeseen)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """The answer to a request that ended in this error, where the application's own handlers do not come by."""
+    handler = next(_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS)
+    return await handler(request, error)
 
 
 def respond(
@@ -133,3 +132,18 @@ async def _unforeseen(request: Request, error: Any) -> Response:
     headers = {"X-Request-ID": request.scope["state"]["request_id"], "X-Content-Type-Options": "nosniff"}
     detail = "Something went wrong on our side; it has been logged."
     return respond(request, 500, "internal_error", detail, headers=headers)
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    PostroadError: _postroad_error,
+    Replay: _replay,
+    RequestValidationError: _validation_error,
+    HTTPException: _http_exception,
+    DBAPIError: _database_error,
+    asyncpg.PostgresError: _database_error,
+    PoolTimeout: _unavailable,
+    asyncpg.InterfaceError: _unavailable,
+    OSError: _unavailable,
+    TimeoutError: _unavailable,
+    Exception: _unforeseen,
+}

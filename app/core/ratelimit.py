@@ -1,11 +1,13 @@
 """Rate limits, shared by all processes through Redis, and kept by each process alone while Redis is away.
 
 Fixed windows, of one minute unless a limit says otherwise. A request counts against every limit it names, in one
-round trip. Headers after draft-ietf-httpapi-ratelimit-headers-10.
+round trip; while a large limit is far from used up, some are counted here and told to Redis together a moment later.
+Headers after draft-ietf-httpapi-ratelimit-headers-10.
 """
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cachetools import TLRUCache
@@ -17,6 +19,11 @@ from app.core.redis import Breaker
 
 WINDOW_SECONDS = 60
 _LOCAL_ENTRIES = 100_000
+# What processes count by themselves for a moment must not matter: they may do it for large limits only, and only up to
+# this share of them.
+_LARGE_QUOTA = 1000
+_SHARE_ALONE = 0.8
+_TELL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,9 @@ class RateLimiter:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._breaker = Breaker()
-        self._local: TLRUCache[str, _Count] = TLRUCache(_LOCAL_ENTRIES, lambda _, count, now: now + count.kept_seconds)
+        self._counts: TLRUCache[str, _Count] = TLRUCache(_LOCAL_ENTRIES, lambda _, count, now: now + count.kept_seconds)
+        self._untold: dict[str, _Count] = {}
+        self._telling: asyncio.Task[None] | None = None
 
     async def take(self, limits: Sequence[Limit]) -> dict[str, str]:
         """Count one request against every limit and return the RateLimit headers of the tightest.
@@ -60,23 +69,57 @@ class RateLimiter:
         return headers
 
     async def _count(self, limits: Sequence[Limit], now: float) -> list[int]:
-        keys = [f"rl:{one.kind}:{one.subject}:{one.window_seconds}:{int(now // one.window_seconds)}" for one in limits]
-        if self._breaker.closed:
-            try:
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for key, limit in zip(keys, limits, strict=True):
-                        pipe.incr(key)
-                        pipe.expire(key, 2 * limit.window_seconds)
-                    return [int(count) for count in (await pipe.execute())[::2]]
-            except (RedisError, OSError, TimeoutError):
-                self._breaker.trip()
-        counts = []
-        for key, limit in zip(keys, limits, strict=True):
-            known = self._local.get(key)
-            used = known.used + 1 if known else 1
-            self._local[key] = _Count(used, 2 * limit.window_seconds)
-            counts.append(used)
-        return counts
+        counts = {key: self._known(key, limit) for key, limit in ((_key(one, now), one) for one in limits)}
+        alone = all(map(_is_far_off, limits, counts.values()))
+        for count in counts.values():
+            count.untold += 1
+        if alone:
+            self._untold |= counts
+            self._tell_soon()
+        elif self._breaker.closed and (told := await self._tell(counts)) is not None:
+            return told
+        return [count.used for count in counts.values()]
+
+    def _known(self, key: str, limit: Limit) -> "_Count":
+        count = self._counts.get(key)
+        if count is None:
+            count = self._counts[key] = _Count(2 * limit.window_seconds)
+        return count
+
+    async def _tell(self, counts: Mapping[str, "_Count"]) -> list[int] | None:
+        """Add what was counted here to what all have counted; the sums, or None while Redis is away."""
+        telling = [(key, count, count.untold) for key, count in counts.items()]
+        for _, count, untold in telling:
+            count.untold -= untold
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key, count, untold in telling:
+                    pipe.incrby(key, untold)
+                    pipe.expire(key, count.kept_seconds)
+                sums = [int(found) for found in (await pipe.execute())[::2]]
+        except (RedisError, OSError, TimeoutError):
+            self._breaker.trip()
+            for _, count, untold in telling:
+                count.untold += untold
+            return None
+        for (_, count, _), found in zip(telling, sums, strict=True):
+            count.told = max(found, count.told or 0)
+        return sums
+
+    def _tell_soon(self) -> None:
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell_later())
+
+    async def _tell_later(self) -> None:
+        while self._untold:
+            await asyncio.sleep(_TELL_SECONDS)
+            untold, self._untold = self._untold, {}
+            if self._breaker.closed:
+                await self._tell(untold)
+
+
+def _key(limit: Limit, now: float) -> str:
+    return f"rl:{limit.kind}:{limit.subject}:{limit.window_seconds}:{int(now // limit.window_seconds)}"
 
 
 def _tightness(counted: tuple[Limit, int]) -> tuple[int, int]:
@@ -85,9 +128,18 @@ def _tightness(counted: tuple[Limit, int]) -> tuple[int, int]:
     return max(-1, limit.quota - used), -limit.window_seconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Count:
-    """What this process counted by itself, and how long it is worth keeping."""
+    """One window's count: what Redis said last (None: it was not asked yet), and what it was not told yet."""
 
-    used: int
     kept_seconds: int
+    told: int | None = None
+    untold: int = 0
+
+    @property
+    def used(self) -> int:
+        return (self.told or 0) + self.untold
+
+
+def _is_far_off(limit: Limit, count: _Count) -> bool:
+    return limit.quota >= _LARGE_QUOTA and count.told is not None and count.used < limit.quota * _SHARE_ALONE

@@ -4,12 +4,14 @@ Every half second the picture is taken anew: vMTAs, queues that are held, sites 
 """
 
 import asyncio
+import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
+from cachetools import LRUCache
 
 from app.core.config import Settings
 from app.core.db import DATABASE_ERRORS, Database
@@ -17,6 +19,7 @@ from app.delivery.automation import Automation, Suspended, effective
 from app.delivery.outcome import Claimed
 from app.delivery.routing import Route
 from app.delivery.shaping import Rate, Rule
+from app.delivery.tally import Tally
 from app.queues import control
 from app.vmtas import addresses, choice, usage
 from app.vmtas.choice import Fleet, Vmta
@@ -25,8 +28,10 @@ from app.vmtas.choice import Fleet, Vmta
 NO_VMTA = UUID(int=0)
 _REFRESH_SECONDS = 0.5
 _MINUTE = 60
+_GONE = 10_000
 
 log = structlog.get_logger(__name__)
+_rng = random.Random()  # noqa: S311 - shares out mail, keeps no secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,18 @@ class Egress:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._database = database
         self.automation = Automation()
+        self.tally = Tally()
         self._own = Way(None, None, settings.ehlo_hostname)
         self._ehlo_name = settings.ehlo_hostname
         self._fleets: dict[UUID, Fleet] = {}
+        self._gone: LRUCache[UUID, bool] = LRUCache(_GONE)
         self._holds: Collection[tuple[UUID, UUID, str]] = frozenset()
 
     async def run(self) -> None:
         """Keep the picture up to date, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.automation.run(self._database))
+            tasks.create_task(self.tally.run(self._database))
             while True:
                 try:
                     await self.refresh()
@@ -82,12 +90,26 @@ class Egress:
             self._fleets = await choice.load_all(session)
             self._holds = await control.load_holds(session)
 
+    async def meet(self, claims: Collection[Claimed]) -> None:
+        """Know the vMTAs of these deliveries, also those that are newer than the picture. Raises DATABASE_ERRORS."""
+        strange = {claimed.vmta_id for claimed in claims if self._drawn(claimed) is None}
+        strange.difference_update(self._gone, {None})
+        if strange:
+            await self.refresh()
+            for claimed in claims:
+                if claimed.vmta_id is not None and self._drawn(claimed) is None:
+                    self._gone[claimed.vmta_id] = True
+
+    def _drawn(self, claimed: Claimed) -> Vmta | None:
+        fleet = self._fleets.get(claimed.org_id)
+        return fleet.vmtas.get(claimed.vmta_id) if fleet is not None and claimed.vmta_id is not None else None
+
     def foreign(self) -> list[UUID]:
         """The vMTAs whose addresses this host does not have: other hosts' workers take their mail, if there are any."""
         return [vmta.id for fleet in self._fleets.values() for vmta in fleet.vmtas.values() if not _is_here(vmta)]
 
     def choose(self, claimed: Claimed, route: Route) -> Way | Wait:
-        """The way out for a delivery, warm-ups aside."""
+        """The way out for a delivery that was met, warm-ups aside."""
         now = datetime.now(UTC)
         if self._is_held(claimed.org_id, claimed.vmta_id, route):
             return Wait(None)
@@ -127,12 +149,11 @@ class Egress:
         """Its vMTA and those that stand in for it; None: the platform's own way out."""
         if claimed.vmta_id is None:
             return None
-        fleet = self._fleets.get(claimed.org_id)
-        drawn = fleet.vmtas.get(claimed.vmta_id) if fleet is not None else None
-        if fleet is None or drawn is None:
+        fleet, drawn = self._fleets.get(claimed.org_id), self._drawn(claimed)
+        if fleet is not None and drawn is None:
             # Deleted in the moment in which it was drawn.
-            return None
-        return [drawn, *fleet.stand_ins(drawn)]
+            drawn = fleet.draw(None, _rng)
+        return [drawn, *fleet.stand_ins(drawn)] if fleet is not None and drawn is not None else None
 
     def _is_held(self, org_id: UUID, vmta_id: UUID | None, route: Route) -> bool:
         return bool(self._holds) and control.is_held(self._holds, org_id, vmta_id, route.domain, route.site)
@@ -155,7 +176,7 @@ class Egress:
 
     def is_open(self, claimed: Claimed, way: Way, route: Route) -> bool:
         """Whether the way that was chosen a moment ago may still be taken: nothing was paused, held or suspended."""
-        if self._is_held(claimed.org_id, way.vmta_id, route):
+        if any(self._is_held(claimed.org_id, vmta_id, route) for vmta_id in {claimed.vmta_id, way.vmta_id}):
             return False
         if way.vmta is not None:
             fleet = self._fleets.get(claimed.org_id)

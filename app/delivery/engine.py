@@ -33,6 +33,7 @@ from app.delivery.security import Policies
 from app.delivery.service import HEARTBEAT_SECONDS
 from app.delivery.settle import Settler
 from app.delivery.shaping import load as load_shaping
+from app.delivery.tally import Taken
 from app.delivery.transmit import unreached
 from app.mail.dns import Resolver
 from app.mail.smtp import Timeouts
@@ -67,6 +68,8 @@ _URGENT_SHARE = 0.1
 _FOREIGN_SECONDS = 30.0
 # Held back together, let go one by one.
 _SPREAD_SECONDS = 5.0
+# What a warm-up does not let go is tried again after this: at midnight, or when its owner lets it go.
+_ALLOWANCE_SECONDS = 3600.0
 _SECOND = 1.0
 _DESTINATIONS_MAX = 50_000
 
@@ -88,7 +91,7 @@ class Engine:
         self._egress = Egress(settings, self._database)
         self._loader = Loader(self._database, settings.return_path_domain)
         self._settler = Settler(settings, self._database, self._let_go)
-        ends = Ends(self._settler.add, self._park_soon, self._give_back_soon)
+        ends = Ends(self._settler.add, self._park_soon, self._give_back_soon, self._reroute)
         self._lanes = Lanes(self._router, self._egress, self._limits, ends)
         self._budget = ByteBudget(_MEMORY_BYTES)
         self._loads = asyncio.Semaphore(_LOADS_MAX)
@@ -347,13 +350,24 @@ class Engine:
 
     async def _let_leave(self, mails: Sequence[Held], route: Route) -> None:
         """Choose each mail's way out and put it into its lane."""
+        try:
+            await self._egress.meet([held.claimed for held in mails])
+        except DATABASE_ERRORS as error:
+            _warn("egress_refresh_failed", error)
+            self._park_soon([(held, datetime.now(UTC)) for held in mails])
+            return
         ways: defaultdict[Way, list[Held]] = defaultdict(list)
+        kept: list[tuple[Held, datetime | None]] = []
         for held in mails:
+            if held.is_expired:
+                self._settler.add(held, expired(datetime.now(UTC)))
+                continue
             chosen = self._egress.choose(held.claimed, route)
             if isinstance(chosen, Wait):
-                self._park_soon([(held, _spread(chosen.until))])
+                kept.append((held, _spread(chosen.until)))
             else:
                 ways[chosen].append(held)
+        self._keep_back(kept)
         for way, leaving in ways.items():
             granted = len(leaving)
             if way.vmta is not None and way.vmta.warmup is not None:
@@ -367,14 +381,38 @@ class Engine:
             granted = await self._egress.take(way, route.provider, len(leaving))
         except DATABASE_ERRORS as error:
             _warn("warmup_failed", error)
-            granted = 0
+            self._park_soon([(held, datetime.now(UTC)) for held in leaving])
+            return 0
+        if way.vmta is not None:
+            taken = Taken(way.vmta, route.provider, datetime.now(UTC))
+            for held in leaving[:granted]:
+                held.taken = taken
+        kept: list[tuple[Held, datetime | None]] = []
         for held in leaving[granted:]:
             warm = self._egress.warm_stand_in(held.claimed, way, route)
             if warm is not None:
                 self._enter(held, warm, route)
             else:
-                self._park_soon([(held, _tomorrow())])
+                kept.append((held, _next_allowance()))
+        self._keep_back(kept)
         return granted
+
+    def _reroute(self, held: Held, route: Route) -> None:
+        self._leave_way(held)
+        self._start(self._let_leave([held], route))
+
+    def _keep_back(self, kept: Sequence[tuple[Held, datetime | None]]) -> None:
+        """Park mails that have no way out before a moment each; those whose time is over have waited long enough."""
+        now = datetime.now(UTC)
+        detail = "its time was over before it had a way out"
+        waiting = []
+        for held, until in kept:
+            if held.claimed.give_up_at <= now:
+                self._settler.add(held, Outcome(Status.DEFERRED, "no_way_out", detail, now, now))
+            else:
+                waiting.append((held, until))
+        if waiting:
+            self._park_soon(waiting)
 
     def _enter(self, held: Held, way: Way, route: Route) -> None:
         key = way.key(route.site)
@@ -388,7 +426,9 @@ class Engine:
 
     def _park_soon(self, parked: Sequence[tuple[Held, datetime | None]]) -> None:
         async def park() -> None:
-            claims, moments = [held.claimed for held, _ in parked], [moment for _, moment in parked]
+            claims = [held.claimed for held, _ in parked]
+            # What expires meanwhile is told then.
+            moments = [moment and min(moment, held.claimed.expires_at or moment) for held, moment in parked]
             await self._write_back("park_failed", lambda db: queries.park(db, claims, moments))
             for held, _ in parked:
                 self._let_go(held)
@@ -419,16 +459,23 @@ class Engine:
         _count_down(self._of_tenant, claimed.org_id)
         _count_down(self._of_domain, claimed.domain)
         self._pace[claimed.domain] += 1
-        if held.gate is not None:
-            held.gate.held -= 1
-            if not held.gate.held:
-                self._gates.pop(held.gate.key, None)
+        self._leave_way(held)
         if held.taken_bytes:
             self._budget.give_back(held.taken_bytes)
         if self._ready:
             self._start_ready()
         if self._more_due:
             self._wake.set()
+
+    def _leave_way(self, held: Held) -> None:
+        gate, held.gate = held.gate, None
+        if gate is not None:
+            gate.held -= 1
+            if not gate.held:
+                self._gates.pop(gate.key, None)
+        taken, held.taken = held.taken, None
+        if taken is not None:
+            self._egress.tally.give_back(taken)
 
     async def _renew_leases(self) -> None:
         """Prolong what is held at a third of its lease, so that two renewals may fail before one is lost."""
@@ -529,10 +576,12 @@ def _spread(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment + timedelta(seconds=random.uniform(0, _SPREAD_SECONDS))  # noqa: S311
 
 
-def _tomorrow() -> datetime:
-    """When warm-ups go on: after midnight (UTC), not all at once."""
-    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    return midnight + timedelta(seconds=random.uniform(0, 600))  # noqa: S311
+def _next_allowance() -> datetime:
+    """When to ask a warm-up again: after midnight (UTC), or within the hour, as its settings may change. Spread."""
+    now = datetime.now(UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    until = min(midnight, now + timedelta(seconds=_ALLOWANCE_SECONDS))
+    return until + timedelta(seconds=random.uniform(0, _ALLOWANCE_SECONDS / 6))  # noqa: S311
 
 
 def _warn(event: str, error: BaseException) -> None:

@@ -22,6 +22,7 @@ from app.delivery.routing import Route, Router, Unreachable
 from app.delivery.security import Policy, Secured
 from app.delivery.shaping import Rule
 from app.delivery.transmit import broken, has_closed, transmit, unreached
+from app.mail.reply import Phase
 from app.mail.smtp import SmtpError
 from app.messages.status import Status
 
@@ -31,6 +32,9 @@ _SLOT_RETRY_SECONDS = 0.1
 _CROWDED_SECONDS = 5.0
 # What a rate does not let go within this is given back, to come again when it is its turn.
 _PACED_SECONDS = 3.0
+
+# A host that got as far as this with a mail has seen it.
+_TRANSACTION = frozenset({Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT})
 
 log = structlog.get_logger(__name__)
 
@@ -60,11 +64,14 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Whom carriers tell: how a mail ended, and which are given back until a moment each (None: until released)."""
+    """Whom carriers tell: how a mail ended, which are given back until a moment each (None: until released) or at
+    once, and which need another way out than the one they came by.
+    """
 
     settle: Callable[[Held, Outcome], None]
     park: Callable[[Sequence[tuple[Held, datetime | None]]], None]
     give_back: Callable[[Sequence[Held]], None]
+    reroute: Callable[[Held, Route], None]
 
 
 class Lanes:
@@ -185,7 +192,7 @@ class Lanes:
         while True:
             if not self._egress.is_open(held.claimed, lane.way, lane.route):
                 # Paused, held or suspended since it came here: the engine looks for another way, or parks it.
-                self._reroute(held, lane.route)
+                self._ends.reroute(held, lane.route)
                 return False
             rule = self._egress.rule(lane.way, lane.route)
             if isinstance(rule, Suspended) or rule.rate is None:
@@ -198,13 +205,6 @@ class Lanes:
             if self._stopping:
                 self._ends.give_back([held])
                 return False
-
-    def _reroute(self, held: Held, route: Route) -> None:
-        chosen = self._egress.choose(held.claimed, route)
-        if isinstance(chosen, Way):
-            self.add(held, chosen, route)
-        else:
-            self._ends.park([(held, chosen.until)])
 
     def _pace(self, lane: Lane, rule: Rule) -> None:
         """Give back what the rate does not let go soon, each until it will be its turn."""
@@ -297,6 +297,9 @@ class Lanes:
         way = lane.way
         outcome.vmta_id, outcome.source_address = way.vmta_id, way.source_address
         outcome.provider = lane.route.provider
+        self._egress.tally.note(held.claimed.org_id, outcome)
+        if outcome.phase in _TRANSACTION:
+            held.taken = None
         automation = self._egress.automation
         if outcome.status is Status.DELIVERED:
             automation.note_success(way.vmta_id or NO_VMTA, lane.route.site)

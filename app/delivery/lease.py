@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from app.delivery.content import Prepared
 from app.delivery.outcome import Claimed
+from app.delivery.tally import Taken
 
 # The clock of the database started the lease after ours asked for it, so ours ends first; the margin covers the
 # time between the last look and the octets reaching the host.
@@ -53,7 +54,8 @@ class Held:
     """A delivery in this worker's hands, from its claim until its outcome is settled or it is given back.
 
     There is one for a delivery, whatever happens: when a lease ends while the attempt goes on and this worker claims
-    the delivery again, the attempt goes on under the new claim.
+    the delivery again, the attempt goes on under the new claim. `taken`: it counts against a warm-up, and nothing of it
+    has been transmitted yet.
     """
 
     claimed: Claimed
@@ -61,6 +63,7 @@ class Held:
     taken_bytes: int = 0
     prepared: Prepared | None = None
     gate: Gate | None = None
+    taken: Taken | None = None
 
     @property
     def is_expired(self) -> bool:

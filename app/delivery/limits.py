@@ -150,7 +150,7 @@ class SharedLimits:
         """
         slots = self._slots.setdefault(key, _Slots(limit))
         slots.limit = limit
-        if time.monotonic() < slots.refused_until:
+        if limit < 1 or time.monotonic() < slots.refused_until:
             return False
         token = f"{self._name}:{next(self._numbers)}"
         try:

@@ -28,7 +28,6 @@ _SEGMENT_CHARACTERS = 56
 _PARAMETER = re.compile(r"[ -~]{1,255}")
 
 _FROM_LINE = re.compile(rb"^(?:From )+", re.MULTILINE)
-_LONG_LINE = re.compile(rb"[^\n]{75}(?=[^\n]{2})")
 _OVERLONG_LINE = re.compile(rb"^([^\n]{74,75})(=20|=09)$", re.MULTILINE)
 _SEVEN_BIT = bytes(range(0x20, 0x7F)) + b"\t\n"
 
@@ -101,14 +100,13 @@ def text_body(text: str, *, last: bool) -> tuple[str, bytes]:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     open_end = last and bool(data) and not data.endswith(b"\n")
     others = data.translate(None, _SEVEN_BIT)
-    is_plain = not others and _is_plain(data)
-    if is_plain and not open_end and max(map(len, data.split(b"\n"))) <= MAX_PLAIN_LINE:
-        return "7bit", data.replace(b"\n", b"\r\n")
-    if is_plain and b"=" not in data:
-        # Nothing to escape, only long lines to break: five times as quick as looking at every octet.
-        folded = _LONG_LINE.sub(rb"\g<0>=\n", data)
-        if b"\nFrom " not in folded:
-            return "quoted-printable", (_left_open(folded) if open_end else folded).replace(b"\n", b"\r\n")
+    lines = data.split(b"\n") if not others else []
+    if lines and not open_end and max(map(len, lines)) <= MAX_PLAIN_LINE and _is_plain(data):
+        return "7bit", b"\r\n".join(lines)
+    if lines and b"=" not in data:
+        # Only some lines need anything: ten times as quick as looking at every octet.
+        quoted = b"\n".join([line if len(line) <= MAX_LINE and _stays(line) else _quoted_line(line) for line in lines])
+        return "quoted-printable", (_left_open(quoted) if open_end else quoted).replace(b"\n", b"\r\n")
     escaped = len(others) + data.count(b"=")
     # Each escape is of three octets, and a soft line break of three comes with every 75.
     if (len(data) + 2 * escaped) * 78 // 75 > len(data) * 4 // 3 * 78 // 76:
@@ -136,6 +134,18 @@ def _quoted_printable(data: bytes, *, open_end: bool) -> bytes:
         # binascii does not count that the blank at the end of a line has become three octets.
         quoted = _OVERLONG_LINE.sub(rb"\1=\n\2", quoted)
     return _left_open(quoted) if open_end else quoted
+
+
+def _stays(line: bytes) -> bool:
+    return not line.endswith((b" ", b"\t")) and not line.startswith(b"From ")
+
+
+def _quoted_line(line: bytes) -> bytes:
+    room = MAX_LINE - 1
+    pieces = [line[start : start + room] for start in range(0, len(line), room)]
+    if all(map(_stays, (line, *pieces[1:]))):
+        return b"=\n".join(pieces)
+    return _quoted_printable(line, open_end=False)
 
 
 def _left_open(quoted: bytes) -> bytes:

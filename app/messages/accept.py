@@ -6,6 +6,7 @@ PostroadError
 └── Invalid       domain_not_found, vmta_not_found, too_many_recipients, attachment_not_allowed, invalid_schedule
 """
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,13 +27,16 @@ from app.messages import body, fields, queries, schemas
 from app.messages.schemas import SendRequest
 from app.messages.simulator import outcome_of
 from app.messages.status import Status
+from app.vmtas.choice import Fleet
 
 MAX_SCHEDULE = timedelta(days=30)
+
+_rng = random.Random()  # noqa: S311 - shares out mail, keeps no secret
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What holds for all mails of one request.
+    """What holds for all mails of one request. `fleet`: the vMTAs that they may leave from.
 
     `outcome` is how every copy ends without being sent, unless its address at the simulator says otherwise and
     `is_outcome_fixed` is false; None: mail is sent.
@@ -40,6 +44,7 @@ class Terms:
 
     now: datetime
     settings: Settings
+    fleet: Fleet
     api_key_id: UUID | None = None
     outcome: Status | None = None
     is_outcome_fixed: bool = False
@@ -53,11 +58,12 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """One copy: whom it goes to, and the outcome if it is simulated."""
+    """One copy: whom it goes to, the outcome if it is simulated, and its way out (None: the platform's own)."""
 
     kind: str
     address: Address
     simulated: Status | None
+    vmta_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +82,9 @@ class Mail:
     is_simulated: bool
 
 
-def terms_of(principal: Principal, settings: Settings, now: datetime) -> Terms:
+def terms_of(principal: Principal, settings: Settings, fleet: Fleet, now: datetime) -> Terms:
     """The terms of whoever sends: a test key's mail is simulated."""
-    return Terms(now, settings, principal.key_id, Status.DELIVERED if principal.is_test else None)
+    return Terms(now, settings, fleet, principal.key_id, Status.DELIVERED if principal.is_test else None)
 
 
 async def check_sender(session: AsyncSession, principal: Principal, terms: Terms) -> None:
@@ -99,7 +105,6 @@ def check(request: SendRequest, terms: Terms) -> Mail:
     is_later = request.scheduled_at is not None and request.scheduled_at > terms.now
     due_at = request.scheduled_at if is_later and request.scheduled_at else terms.now
     _check_schedule(request, due_at, terms.now)
-    _check_vmta(request)
     status = Status.PENDING if is_later else Status.QUEUED
     recipients = _recipients(request, terms)
     is_simulated = all([one.simulated for one in recipients])
@@ -125,23 +130,25 @@ def _check_schedule(request: SendRequest, due_at: datetime, now: datetime) -> No
         raise Invalid.at("/expires_at", "must lie in the future and after scheduled_at", code="invalid_schedule")
 
 
-def _check_vmta(request: SendRequest) -> None:
-    # Organizations have no virtual MTAs yet, so no name can be right: better told now than sent from elsewhere.
-    if request.vmta is not None:
-        raise Invalid.at("/vmta", "There is no such vMTA in your organization.", code="vmta_not_found")
-
-
 def _recipients(request: SendRequest, terms: Terms) -> list[Recipient]:
     """Every address once, in the place where it was first named, so that nobody gets a mail twice."""
     found: dict[str, Recipient] = {}
     for kind, addresses in (("to", request.to), ("cc", request.cc), ("bcc", request.bcc)):
         for address in addresses:
-            found.setdefault(address.key, Recipient(kind, address, terms.outcome_for(address)))
+            if address.key not in found:
+                found[address.key] = _recipient(kind, address, request, terms)
     total = len(request.to) + len(request.cc) + len(request.bcc)
     if total > fields.MAX_RECIPIENTS:
         detail = f"to, cc and bcc together have {total} recipients; at most {fields.MAX_RECIPIENTS} are allowed."
         raise Invalid.at("/to", detail, code="too_many_recipients")
     return list(found.values())
+
+
+def _recipient(kind: str, address: Address, request: SendRequest, terms: Terms) -> Recipient:
+    outcome = terms.outcome_for(address)
+    # Each copy is drawn for by itself. A name that is wrong is told also of what is only simulated.
+    vmta = terms.fleet.draw(request.vmta, _rng)
+    return Recipient(kind, address, outcome, vmta.id if vmta is not None and outcome is None else None)
 
 
 async def sending_domain(session: AsyncSession, principal: Principal, name: str, terms: Terms) -> SendingDomain:
@@ -254,6 +261,7 @@ def _add_copies(tables: dict[str, queries.Rows], mail: Mail, key: dict[str, UUID
                 "delivery_id": delivery_id,
                 "recipient": email,
                 "domain": recipient.address.domain,
+                "vmta_id": recipient.vmta_id,
                 "simulated": recipient.simulated,
             }
         )

@@ -13,21 +13,27 @@ from app.core import problems
 from app.core.config import Settings
 from app.core.errors import Flaw, Invalid, PostroadError, problem
 from app.domains.service import SendingDomain
-from app.messages import accept, queries
+from app.messages import accept
 from app.messages.accept import Mail, Terms
 from app.messages.batch_schemas import BatchAccepted, BatchData, BatchRejected, BatchRequest, Malformed, Refusal
+from app.messages.queries import Store
 from app.messages.schemas import SendRequest
+from app.vmtas import choice
 
 _Accepted = tuple[Mail, SendingDomain]
 
 
-async def send(session: AsyncSession, principal: Principal, request: BatchRequest, settings: Settings) -> BatchData:
-    """Accept the mails of a batch. The caller rings.
+async def send(
+    session: AsyncSession, principal: Principal, request: BatchRequest, settings: Settings, store: Store
+) -> BatchData:
+    """Accept the mails of a batch.
 
     Raises PostroadError, and nothing is stored then, when a strict batch has a mail that cannot be accepted, and when
     a permissive one has no other. Pointers begin at the batch (/messages/3/to/0).
     """
-    terms = accept.terms_of(principal, settings, datetime.now(UTC))
+    wanted = {item.vmta for item in request.items if isinstance(item, SendRequest)}
+    fleet = await choice.load(session, principal.org_id, wanted)
+    terms = accept.terms_of(principal, settings, fleet, datetime.now(UTC))
     await accept.check_sender(session, principal, terms)
     found = await _examine(session, principal, request, terms)
     accepted = [one for one in found if not isinstance(one, PostroadError)]
@@ -39,7 +45,7 @@ async def send(session: AsyncSession, principal: Principal, request: BatchReques
         error = _refused(errors)
         error.extra["results"] = [result.model_dump(mode="json") for result in results]
         raise error
-    await queries.accept(session, accept.rows(accepted, terms))
+    await store(accept.rows(accepted, terms))
     return BatchData(batch_id=request.batch_id, accepted=len(accepted), rejected=len(errors), results=results)
 
 

@@ -1,21 +1,38 @@
 """/api/v1/messages"""
 
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.lean import LeanRoute
 from app.accounts.principal import Principal, Requires, Route
 from app.accounts.scopes import Scope
 from app.core.db import Transaction, after_commit
 from app.core.errors import responses
-from app.core.idempotency import OnceKey
+from app.core.idempotency import Once, OnceKey
 from app.core.pagination import PageQuery
 from app.core.schemas import Envelope
 from app.messages import batch as batches
-from app.messages import batch_schemas, cancel, schemas, service, simulator
+from app.messages import batch_schemas, cancel, queries, schemas, service, simulator
+from app.messages.intake import Intake
+from app.messages.queries import Store
 
 router = APIRouter(prefix="/api/v1/messages", tags=["Messages"], route_class=Route)
+# Those that all mail comes in by.
+lean = APIRouter(prefix="/api/v1/messages", tags=["Messages"], route_class=LeanRoute)
+
+
+def _store(session: AsyncSession, once: Once, request: Request) -> Store:
+    """How accepted mail is stored: together with the answer that is saved for its key, else with others' in a group."""
+    if once.is_inert:
+        intake: Intake = request.app.state.intake
+        return intake.store
+    after_commit(session, request.app.state.doorbell.ring)
+    return partial(queries.accept, session)
+
 
 Sender = Annotated[Principal, Depends(Requires(Scope.SEND))]
 Reader = Annotated[Principal, Depends(Requires(Scope.MESSAGES))]
@@ -31,7 +48,7 @@ recipients of the same message get theirs. There the local part names the outcom
 so are a test key's recipients elsewhere."""
 
 
-@router.post(
+@lean.post(
     "/send",
     status_code=202,
     operation_id="send_message",
@@ -47,12 +64,11 @@ async def send(
     To try things out, use a test key or `simulate-delivery`: nothing leaves then.
     """
     await once.begin(principal.org_id, principal.id)
-    message = await service.send(session, principal, body, request.app.state.settings)
-    after_commit(session, request.app.state.doorbell.ring)
+    message = await service.send(session, principal, body, request.app.state.settings, _store(session, once, request))
     return await once.remember(202, Envelope(data=schemas.AcceptedData(message=message)))
 
 
-@router.post(
+@lean.post(
     "/batch",
     status_code=202,
     operation_id="send_batch",
@@ -73,8 +89,7 @@ async def batch(
     accepted the answer is a problem, as for a strict batch, with `results` besides.
     """
     await once.begin(principal.org_id, principal.id)
-    data = await batches.send(session, principal, body, request.app.state.settings)
-    after_commit(session, request.app.state.doorbell.ring)
+    data = await batches.send(session, principal, body, request.app.state.settings, _store(session, once, request))
     return await once.remember(202, Envelope(data=data))
 
 
@@ -90,8 +105,8 @@ async def simulate_delivery(
     body: schemas.SimulateRequest, principal: Sender, session: Transaction, once: OnceKey, request: Request
 ) -> Envelope[schemas.AcceptedData]:
     await once.begin(principal.org_id, principal.id)
-    message = await service.simulate(session, principal, body, request.app.state.settings)
-    after_commit(session, request.app.state.doorbell.ring)
+    store = _store(session, once, request)
+    message = await service.simulate(session, principal, body, request.app.state.settings, store)
     return await once.remember(202, Envelope(data=schemas.AcceptedData(message=message)))
 
 

@@ -192,6 +192,14 @@ class RecipientOut(BaseModel):
     status: Status
     attempts: int = Field(description="Transmissions begun so far.")
     last_response: str | None = Field(description="The receiving host's last answer, or why there was none.")
+    category: str | None = Field(
+        description="What the trouble is about when it was not delivered at the last attempt: `bad_mailbox`, "
+        "`mailbox_full`, `bad_domain`, `blocklisted`, `auth_failure`, `spam`, `content`, `policy`, `rate_limited`, "
+        "`greylisted`, `tls`, `network` and others."
+    )
+    vmta_id: UUID | None = Field(
+        description="The vMTA from which the last attempt was made; null: the platform's own way out, or none was made."
+    )
     next_attempt_at: Timestamp | None = Field(description="When it is tried again, while it waits.")
     settled_at: Timestamp | None = Field(description="When it came to its end.")
 
@@ -244,10 +252,17 @@ class AcceptedMessage(BaseModel):
 
 
 class EventOut(BaseModel):
-    """One thing that happened to one recipient's copy, with whatever is known of it.
+    """One thing that happened to one recipient's copy, with whatever is known of it. What is not known is absent.
 
-    `delivered` carries `tls`, `mx` and `response`; deferrals and bounces carry `code`, `enhanced_code`, `response`
-    and `reason`.
+    `sent`: the mail went to a host, `mx` at `mx_address`, which is yet to say whether it takes it.
+
+    How an attempt ended (`delivered deferred soft_bounced hard_bounced failed`): its number, `attempt`; `reason`, for
+    programs; `response`, the host's answer in one line or why there was none, with its `code` and `enhanced_code` and
+    the `phase` of the session in which it was given; `category`, what the trouble is about; when it is tried again,
+    `next_attempt_at`; `mx` and `mx_address`. From where: `vmta_id` and `source_address`; neither for the platform's
+    own way out. How it was protected: `tls`, `tls_version`; `tls_policy`, what was demanded of the connection, by us
+    or by the recipient's domain (`opportunistic required mta_sts mta_sts_testing dane`); `tls_verified`, whether the
+    host proved to be the right one; `tls_failure`, why it did not where that is only reported.
     """
 
     model_config = ConfigDict(extra="allow")

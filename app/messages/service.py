@@ -22,8 +22,10 @@ from app.mail import address
 from app.mail.address import Address
 from app.messages import accept, body, queries, schemas
 from app.messages.models import Message
+from app.messages.queries import Store
 from app.messages.schemas import Filters, SendRequest, SimulateRequest
 from app.messages.status import PRECEDENCE, Status
+from app.vmtas import choice
 
 MAX_EVENTS = 1000
 # Searches of one process at once: a filter that finds little reads a lot, and sending must not wait behind it.
@@ -34,51 +36,53 @@ _NO_TIME = {Status.SENDING, Status.HELD}
 
 
 async def send(
-    session: AsyncSession, principal: Principal, request: SendRequest, settings: Settings
+    session: AsyncSession, principal: Principal, request: SendRequest, settings: Settings, store: Store
 ) -> schemas.AcceptedMessage:
-    """Accept one mail; it is Postroad's responsibility once the transaction commits. The caller rings then.
+    """Accept one mail; it is Postroad's responsibility once what it is stored by has committed.
 
     Raises the errors of `accept`; nothing is stored then.
     """
-    terms = accept.terms_of(principal, settings, datetime.now(UTC))
-    return await _send(session, principal, request, terms)
+    fleet = await choice.load(session, principal.org_id, [request.vmta])
+    terms = accept.terms_of(principal, settings, fleet, datetime.now(UTC))
+    return await _send(session, principal, request, terms, store)
 
 
 async def _send(
-    session: AsyncSession, principal: Principal, request: SendRequest, terms: accept.Terms
+    session: AsyncSession, principal: Principal, request: SendRequest, terms: accept.Terms, store: Store
 ) -> schemas.AcceptedMessage:
     await accept.check_sender(session, principal, terms)
     mail = accept.check(request, terms)
     domain = await accept.sending_domain(session, principal, request.sender.domain, terms)
-    await queries.accept(session, accept.rows([(mail, domain)], terms))
+    await store(accept.rows([(mail, domain)], terms))
     return accept.answer(mail, terms)
 
 
 async def send_own(session: AsyncSession, request: SendRequest, domain: SendingDomain, settings: Settings) -> None:
     """Accept a mail that Postroad writes itself; no caller's rights are asked for. The caller rings."""
-    terms = accept.Terms(datetime.now(UTC), settings)
+    terms = accept.Terms(datetime.now(UTC), settings, await choice.load(session, domain.org_id))
     await queries.accept(session, accept.rows([(accept.check(request, terms), domain)], terms))
 
 
 async def simulate(
-    session: AsyncSession, principal: Principal, request: SimulateRequest, settings: Settings
+    session: AsyncSession, principal: Principal, request: SimulateRequest, settings: Settings, store: Store
 ) -> schemas.AcceptedMessage:
-    """Accept a mail of which every copy ends with the wanted outcome and nothing leaves. The caller rings.
+    """Accept a mail of which every copy ends with the wanted outcome and nothing leaves.
 
     Raises the errors of `accept`, their pointers below /message, and NotFound for an unknown `message_id`.
     """
-    terms = accept.Terms(datetime.now(UTC), settings, principal.key_id, Status(request.outcome), is_outcome_fixed=True)
-    wanted = request.wanted
+    wanted, outcome = request.wanted, Status(request.outcome)
+    fleet = await choice.load(session, principal.org_id, [wanted.vmta] if isinstance(wanted, SendRequest) else ())
+    terms = accept.Terms(datetime.now(UTC), settings, fleet, principal.key_id, outcome, is_outcome_fixed=True)
     if isinstance(wanted, SendRequest):
         try:
-            return await _send(session, principal, wanted, terms)
+            return await _send(session, principal, wanted, terms, store)
         except PostroadError as error:
             error.flaws = tuple(accept.flaws_below(error, "/message"))
             raise
     message, again = await _again(session, principal, wanted)
     mail = accept.check(again, terms)
     domain = SendingDomain(message.org_id, message.domain_id, again.sender.domain)
-    await queries.accept(session, accept.rows([(mail, domain)], terms))
+    await store(accept.rows([(mail, domain)], terms))
     return accept.answer(mail, terms)
 
 
@@ -162,6 +166,8 @@ async def get(session: AsyncSession, principal: Principal, message_id: UUID) -> 
                 status=status,
                 attempts=delivery.attempts if attempt is None else attempt,
                 last_response=delivery.last_response,
+                category=delivery.category,
+                vmta_id=delivery.vmta_id,
                 next_attempt_at=None if status in _NO_TIME else next_attempt_at,
                 settled_at=delivery.settled_at,
             )

@@ -267,8 +267,9 @@ async def test_without_redis_each_worker_goes_by_its_part(make: Make):
     one, other, key = make(url=away), make(url=away), str(new_id())
     for limits in (one, other):
         assert [await limits.acquire(key, 5) for _ in range(3)] == [True, True, False]
-        # One at least.
+        # One at least, where anything is allowed at all.
         assert await limits.acquire(str(new_id()), 1)
+        assert not await limits.acquire(str(new_id()), 0)
 
 
 async def test_when_redis_goes_the_rest_is_given_up_before_others_grow(make: Make, proxy: Proxy, redis: Redis):

@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.local import postgres, redis
+from app.local.errors import StartupError
 
 STOP_TIMEOUT_SECONDS = 30
 SETTINGS = {
@@ -78,8 +81,7 @@ class Process:
 
     def children(self) -> list[int]:
         """The process ids of the prefork children."""
-        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
+        return _children(self.pid)
 
 
 class House:
@@ -88,6 +90,7 @@ class House:
     def __init__(self, directory: Path, settings: dict[str, str]) -> None:
         self._directory = directory
         self.postgres = postgres.start(directory / "postgres")
+        self._keep_commit_times()
         self._redis = redis.start(directory / "redis")
         self._processes: list[Process] = []
         self._api: Process | None = None
@@ -102,6 +105,23 @@ class House:
             "HTTP_PORT": str(port),
             "PUBLIC_URL": self.base_url,
         }
+
+    def _keep_commit_times(self) -> None:
+        """Let PostgreSQL remember when each transaction committed: only so can be told afterwards what was not settled
+        at a moment. Takes a restart.
+        """
+
+        async def ask() -> None:
+            engine = create_async_engine(self.postgres.url(), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+            async with engine.connect() as connection:
+                await connection.execute(text("ALTER SYSTEM SET track_commit_timestamp = on"))
+
+        # In a thread, as the caller's has a loop that runs.
+        thread = threading.Thread(target=lambda: asyncio.run(ask()))
+        thread.start()
+        thread.join()
+        self.stop_postgres()
+        self.start_postgres()
 
     def start(self, *arguments: str, **settings: str) -> Process:
         """Start `postroad <arguments>` with settings of its own."""
@@ -122,7 +142,7 @@ class House:
 
     async def start_api(self) -> Process:
         """Start the API, which all tests share, and wait until it answers."""
-        self._api = self.start("api")
+        self._api = api = self.start("api")
         async with httpx.AsyncClient(base_url=self.base_url, trust_env=False) as client:
 
             async def healthy() -> bool:
@@ -132,7 +152,12 @@ class House:
                     return False
 
             await eventually(healthy, timeout_seconds=30)
-        return self._api
+        return api
+
+    def kill_api(self) -> None:
+        """kill -9 of the API."""
+        assert self._api is not None
+        self._api.kill()
 
     def kill_workers(self) -> None:
         """End what a test left running, the API excepted."""
@@ -155,8 +180,23 @@ class House:
         """Where a test may put a file."""
         return self._directory / name
 
+    def said_by_all(self, words: str) -> int:
+        """How often any process has said this."""
+        return sum(path.read_text(errors="replace").count(words) for path in self._directory.glob("*.log"))
+
     def stop_redis(self) -> None:
         redis.stop(self._redis)
+
+    def kill_redis(self) -> None:
+        """kill -9 of Redis."""
+        assert self._redis.process is not None
+        self._redis.process.kill()
+        self._redis.process.wait(STOP_TIMEOUT_SECONDS)
+
+    def flush_redis(self) -> None:
+        """Redis forgets everything, Celery's queues too."""
+        with redis_client.Redis.from_url(self._redis.url, socket_timeout=5) as client:
+            client.flushall()
 
     def start_redis(self) -> None:
         """On the same port with the same password, as after a restart by hand."""
@@ -177,8 +217,26 @@ class House:
     def stop_postgres(self) -> None:
         postgres.stop(self.postgres)
 
+    def kill_postgres(self, *, whole: bool) -> None:
+        """kill -9 of the postmaster, and of all that it has started; if not, they find out by themselves and end."""
+        postmaster = self.server_pids()["postgres"]
+        for pid in [postmaster, *(_children(postmaster) if whole else ())]:
+            # One that has just ended by itself is dead as well.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def start_postgres(self) -> None:
-        postgres.start(self.postgres.directory)
+        """Start it as a supervisor does: again, when it finds that what was killed has not quite ended."""
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while True:
+            try:
+                postgres.start(self.postgres.directory)
+            except StartupError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
 
     def close(self) -> None:
         for process in reversed(self._processes):
@@ -208,6 +266,13 @@ class House:
 
         pids: list[int] = await eventually(found, timeout_seconds=30)
         return pids
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _answers(url: str) -> bool:
