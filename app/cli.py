@@ -23,6 +23,8 @@ from app import migrate
 from app.accounts import operator
 from app.core import log
 from app.core.config import Settings, get_settings
+from app.delivery import shaping
+from app.delivery.shaping import ShapingError
 from app.local import mailbox, servers, stack
 from app.local.children import SUPERVISOR_PID
 from app.local.errors import StartupError
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         sys.stderr.write("".join(f"postroad: {flaw}\n" for flaw in _flaws(error)))
         return EXIT_USAGE
-    except StartupError as error:
+    except (StartupError, ShapingError) as error:
         sys.stderr.write(f"postroad: {error}\n")
         return EXIT_FAILURE
     except OSError as error:
@@ -115,6 +117,8 @@ def _api(_: argparse.Namespace) -> int:
 
 def _worker(_: argparse.Namespace) -> int:
     with _environment(_BOTH) as settings:
+        # Refused here once, not by each child that Celery would start again and again.
+        shaping.load(settings.shaping_file, site_connections=settings.site_connections)
         if settings.mode == "local":
             warnings.filterwarnings("ignore", category=SecurityWarning)  # a developer's container is often root's
         return _celery(

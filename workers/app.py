@@ -1,6 +1,7 @@
 """The Celery application of `postroad worker` and `postroad beat`, and the engine that lives in each worker process."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -59,6 +60,9 @@ class EngineThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
+        # What has been imported stays: the collector need not look through it.
+        gc.collect()
+        gc.freeze()
         self._loop.add_reader(self._tether, self._let_off)
         try:
             self._loop.run_until_complete(self._engine.run())

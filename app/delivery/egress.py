@@ -5,8 +5,9 @@ Every half second the picture is taken anew: vMTAs, queues that are held, sites 
 
 import asyncio
 import random
+import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -70,6 +71,8 @@ class Egress:
         self._ehlo_name = settings.ehlo_hostname
         self._fleets: dict[UUID, Fleet] = {}
         self._gone: LRUCache[UUID, bool] = LRUCache(_GONE)
+        self._refreshing = asyncio.Lock()
+        self._refreshed_at = 0.0
         self._holds: Collection[tuple[UUID, UUID, str]] = frozenset()
 
     async def run(self) -> None:
@@ -86,19 +89,31 @@ class Egress:
 
     async def refresh(self) -> None:
         """Take the picture anew. Raises DATABASE_ERRORS."""
-        async with self._database.transaction() as session:
-            self._fleets = await choice.load_all(session)
-            self._holds = await control.load_holds(session)
+        wanted_at = time.monotonic()
+        async with self._refreshing:
+            # Whoever waited here may have been given what he wants.
+            if self._refreshed_at < wanted_at:
+                began_at = time.monotonic()
+                async with self._database.transaction() as session:
+                    self._fleets = await choice.load_all(session)
+                    self._holds = await control.load_holds(session)
+                self._refreshed_at = began_at
 
-    async def meet(self, claims: Collection[Claimed]) -> None:
-        """Know the vMTAs of these deliveries, also those that are newer than the picture. Raises DATABASE_ERRORS."""
+    async def choose_all(self, claims: Sequence[Claimed], route: Route) -> list[Way | Wait]:
+        """The way out for each of these deliveries to one domain, warm-ups aside. Raises DATABASE_ERRORS.
+
+        A vMTA may be newer than the picture, and what is held have been released since: then it is taken anew.
+        """
         strange = {claimed.vmta_id for claimed in claims if self._drawn(claimed) is None}
         strange.difference_update(self._gone, {None})
-        if strange:
+        found = [self._choose(claimed, route) for claimed in claims]
+        if strange or any(isinstance(one, Wait) and one.until is None for one in found):
             await self.refresh()
             for claimed in claims:
                 if claimed.vmta_id is not None and self._drawn(claimed) is None:
                     self._gone[claimed.vmta_id] = True
+            found = [self._choose(claimed, route) for claimed in claims]
+        return found
 
     def _drawn(self, claimed: Claimed) -> Vmta | None:
         fleet = self._fleets.get(claimed.org_id)
@@ -108,8 +123,7 @@ class Egress:
         """The vMTAs whose addresses this host does not have: other hosts' workers take their mail, if there are any."""
         return [vmta.id for fleet in self._fleets.values() for vmta in fleet.vmtas.values() if not _is_here(vmta)]
 
-    def choose(self, claimed: Claimed, route: Route) -> Way | Wait:
-        """The way out for a delivery that was met, warm-ups aside."""
+    def _choose(self, claimed: Claimed, route: Route) -> Way | Wait:
         now = datetime.now(UTC)
         if self._is_held(claimed.org_id, claimed.vmta_id, route):
             return Wait(None)
@@ -169,9 +183,11 @@ class Egress:
         """What holds for the way to the route's site at this moment."""
         rule = route.rule
         vmta = way.vmta
-        if vmta is not None and (vmta.max_connections is not None or vmta.max_rate is not None):
-            rate = Rate(vmta.max_rate, _MINUTE) if vmta.max_rate is not None else rule.rate
-            rule = Rule(vmta.max_connections or rule.connections, rule.messages_per_connection, rate, rule.tls)
+        # A vMTA's own limits are beside the site's: whichever is the tighter one holds.
+        if vmta is not None and vmta.max_connections is not None:
+            rule = replace(rule, connections=min(rule.connections, vmta.max_connections))
+        if vmta is not None and vmta.max_rate is not None:
+            rule = replace(rule, rate=_tighter(rule.rate, Rate(vmta.max_rate, _MINUTE)))
         return effective(rule, self.automation.throttle(way.vmta_id or NO_VMTA, route.site))
 
     def is_open(self, claimed: Claimed, way: Way, route: Route) -> bool:
@@ -195,6 +211,10 @@ class Egress:
 
 def _is_here(vmta: Vmta) -> bool:
     return vmta.ip_address is None or addresses.can_bind(vmta.ip_address)
+
+
+def _tighter(one: Rate | None, other: Rate) -> Rate:
+    return other if one is None else min(one, other, key=lambda rate: rate.permits / rate.period_seconds)
 
 
 def _sooner(one: Wait, other: Wait) -> Wait:

@@ -350,23 +350,25 @@ class Engine:
 
     async def _let_leave(self, mails: Sequence[Held], route: Route) -> None:
         """Choose each mail's way out and put it into its lane."""
-        try:
-            await self._egress.meet([held.claimed for held in mails])
-        except DATABASE_ERRORS as error:
-            _warn("egress_refresh_failed", error)
-            self._park_soon([(held, datetime.now(UTC)) for held in mails])
-            return
-        ways: defaultdict[Way, list[Held]] = defaultdict(list)
-        kept: list[tuple[Held, datetime | None]] = []
+        going = []
         for held in mails:
             if held.is_expired:
                 self._settler.add(held, expired(datetime.now(UTC)))
-                continue
-            chosen = self._egress.choose(held.claimed, route)
-            if isinstance(chosen, Wait):
-                kept.append((held, _spread(chosen.until)))
             else:
-                ways[chosen].append(held)
+                going.append(held)
+        try:
+            chosen = await self._egress.choose_all([held.claimed for held in going], route)
+        except DATABASE_ERRORS as error:
+            _warn("egress_refresh_failed", error)
+            self._park_soon([(held, datetime.now(UTC)) for held in going])
+            return
+        ways: defaultdict[Way, list[Held]] = defaultdict(list)
+        kept: list[tuple[Held, datetime | None]] = []
+        for held, way in zip(going, chosen, strict=True):
+            if isinstance(way, Wait):
+                kept.append((held, _spread(way.until)))
+            else:
+                ways[way].append(held)
         self._keep_back(kept)
         for way, leaving in ways.items():
             granted = len(leaving)

@@ -179,32 +179,59 @@ class Lanes:
         if held.is_expired:
             self._ends.settle(held, expired(started_at))
             return
-        if not await self._may_go(lane, held):
+        if not self._is_open(lane, held):
             return
         assert held.prepared is not None  # noqa: S101 - the engine adds no other
         content = await held.prepared.octets()
-        outcome = await self._carry_one(lane, carrier, held, content, started_at)
-        if outcome is not None:
-            self._settle(lane, held, outcome)
+        outcome = None
+        while outcome is None:
+            was_kept = carrier.is_good
+            secured = await self._connected(lane, carrier, held, started_at)
+            # The permit is taken with the connection at hand: it is good for a second only.
+            if secured is None or not await self._permitted(lane, held):
+                return
+            outcome = await self._transmit(lane, secured, held, content, started_at, may_have_closed=was_kept)
+        self._settle(lane, held, outcome)
 
-    async def _may_go(self, lane: Lane, held: Held) -> bool:
-        """Whether the mail may be transmitted now; if not, it has been given back."""
+    def _is_open(self, lane: Lane, held: Held) -> bool:
+        """Whether the mail may still leave this way; if not, the engine looks for another, or parks it."""
+        if self._egress.is_open(held.claimed, lane.way, lane.route):
+            return True
+        self._ends.reroute(held, lane.route)
+        return False
+
+    async def _permitted(self, lane: Lane, held: Held) -> bool:
+        """Wait until the rate lets the mail go; False: it has been given back meanwhile."""
         while True:
-            if not self._egress.is_open(held.claimed, lane.way, lane.route):
-                # Paused, held or suspended since it came here: the engine looks for another way, or parks it.
-                self._ends.reroute(held, lane.route)
-                return False
             rule = self._egress.rule(lane.way, lane.route)
-            if isinstance(rule, Suspended) or rule.rate is None:
-                return not isinstance(rule, Suspended)
-            wait_seconds = await self._limits.take(lane.limit_key, rule.rate, len(lane.waiting) + 1)
-            if not wait_seconds:
-                return True
-            self._pace(lane, rule)
-            await asyncio.sleep(min(wait_seconds, _PACED_SECONDS))
+            if isinstance(rule, Rule):
+                if rule.rate is None:
+                    return True
+                wait_seconds = await self._limits.take(lane.limit_key, rule.rate, len(lane.waiting) + 1)
+                if not wait_seconds:
+                    return True
+                self._pace(lane, rule)
+                await asyncio.sleep(min(wait_seconds, _PACED_SECONDS))
             if self._stopping:
                 self._ends.give_back([held])
                 return False
+            if not self._is_open(lane, held):
+                return False
+
+    async def _transmit(
+        self, lane: Lane, secured: Secured, held: Held, content: bytes, started_at: datetime, *, may_have_closed: bool
+    ) -> Outcome | None:
+        """The outcome; None when a kept connection was closed by its peer in this very moment.
+
+        That costs no attempt, as nothing was sent yet. A fresh one that fails is the host's doing.
+        """
+        try:
+            outcome = await transmit(held, secured, lane.route, content, started_at)
+        except SmtpError as error:
+            if may_have_closed and not error.content_sent:
+                return None
+            return broken(error, secured, lane.route, started_at)
+        return None if may_have_closed and has_closed(outcome) else outcome
 
     def _pace(self, lane: Lane, rule: Rule) -> None:
         """Give back what the rate does not let go soon, each until it will be its turn."""
@@ -219,46 +246,25 @@ class Lanes:
         if surplus:
             self._ends.park(surplus)
 
-    async def _carry_one(
-        self, lane: Lane, carrier: "_Carrier", held: Held, content: bytes, started_at: datetime
-    ) -> Outcome | None:
-        """The outcome of an attempt; None when it was not begun, and the mail waits again or was given back."""
-        secured = carrier.secured
-        if secured is not None:
-            outcome = await self._on_kept(lane, carrier, held, content, started_at) if carrier.is_good else None
-            if outcome is not None:
-                return outcome
-            # Closed before the next is opened: both together might be one more than is allowed.
-            await self._close(carrier)
+    async def _connected(self, lane: Lane, carrier: "_Carrier", held: Held, started_at: datetime) -> Secured | None:
+        """The carrier's connection, opened if need be; None: there is none, and the mail waits again or is settled."""
+        if carrier.is_good:
+            return carrier.secured
+        # Closed before the next is opened: both together might be one more than is allowed.
+        await self._close(carrier)
         found = await self._open(lane, carrier)
         if found is None:
             # No slot is to be had: whoever has one carries it, or it waits here.
             lane.waiting.appendleft(held)
-            return None
-        if isinstance(found, Unreachable):
-            return self._unreachable(lane, carrier, found, held, started_at)
-        if self._stopping:
+        elif isinstance(found, Unreachable):
+            outcome = self._unreachable(lane, carrier, found, held, started_at)
+            if outcome is not None:
+                self._settle(lane, held, outcome)
+        elif self._stopping:
             self._ends.give_back([held])
-            return None
-        try:
-            return await transmit(held, found, lane.route, content, started_at)
-        except SmtpError as error:
-            return broken(error, found, lane.route, started_at)
-
-    async def _on_kept(
-        self, lane: Lane, carrier: "_Carrier", held: Held, content: bytes, started_at: datetime
-    ) -> Outcome | None:
-        """The outcome on a kept connection; None when its peer closed it in this very moment.
-
-        That costs no attempt, as nothing was sent yet. A fresh one that fails is the host's doing.
-        """
-        secured = carrier.secured
-        assert secured is not None  # noqa: S101 - it is good
-        try:
-            outcome = await transmit(held, secured, lane.route, content, started_at)
-        except SmtpError as error:
-            return broken(error, secured, lane.route, started_at) if error.content_sent else None
-        return None if has_closed(outcome) else outcome
+        else:
+            return found
+        return None
 
     async def _open(self, lane: Lane, carrier: "_Carrier") -> Secured | Unreachable | None:
         """Take a slot and connect. None: there is no slot now, and this one has waited a little for it."""

@@ -1,4 +1,4 @@
-"""The faults, each at a moment of chance: what is killed, stopped or emptied, and then started again as by a supervisor."""
+"""The faults, each at a moment of chance: what is killed, stopped or emptied, and then started as by a supervisor."""
 
 import asyncio
 import os

@@ -116,12 +116,21 @@ def judge(kind: str, account: Account, lease_seconds: float, fenced: int) -> Ver
     _judge_answers(verdict, account)
     _judge_losses(verdict, account)
     _judge_duplicates(verdict, account)
-    for strike in account.strikes:
-        due = [copy.settled_at for copy in account.copies if copy.created_at <= strike.ended_at < copy.settled_at]
-        verdict.resume_seconds.append(max(due, default=strike.ended_at) - strike.ended_at)
-    late = [round(seconds, 1) for seconds in verdict.resume_seconds if seconds > lease_seconds + RESUME_SECONDS]
-    verdict.blame("seconds until all went on, more than the lease and ten", late)
+    _judge_resumption(verdict, account, lease_seconds + RESUME_SECONDS)
     return verdict
+
+
+def _judge_resumption(verdict: Verdict, account: Account, limit_seconds: float) -> None:
+    """How long after each fault the last of what was due then was settled."""
+    late = []
+    for strike in account.strikes:
+        due = [copy for copy in account.copies if copy.created_at <= strike.ended_at < copy.settled_at]
+        last = max(due, key=lambda copy: copy.settled_at, default=None)
+        seconds = last.settled_at - strike.ended_at if last is not None else 0.0
+        verdict.resume_seconds.append(seconds)
+        if last is not None and seconds > limit_seconds:
+            late.append(f"{seconds:.1f} s after {strike.ended_at:.2f} {last.recipient} ({_told(account, last)})")
+    verdict.blame("went on later than after the lease and ten seconds", late)
 
 
 def _judge_answers(verdict: Verdict, account: Account) -> None:
@@ -164,7 +173,8 @@ def _judge_duplicates(verdict: Verdict, account: Account) -> None:
         in_flight = [one for one in taken if copy is not None and _was_in_flight(one, copy, account.strikes)]
         verdict.in_flight += len(in_flight)
         verdict.duplicates += max(0, len(taken) - 1)
-        unexplained += [f"{recipient} ({_told(taken)})" for one in taken[:-1] if one not in in_flight]
+        if copy is not None:
+            unexplained += [f"{recipient} ({_told(account, copy)})" for one in taken[:-1] if one not in in_flight]
         torn += [recipient for one in taken if not one.is_intact]
         if len({one.message_id for one in taken}) > 1 or not all(one.message_id for one in taken):
             differing.append(recipient)
@@ -200,8 +210,13 @@ def _spans_a_stop(one: Transaction, strikes: Sequence[Strike]) -> bool:
     )
 
 
-def _told(taken: Sequence[Transaction]) -> str:
-    return ", ".join(f"{one.ehlo} from {one.begun_at:.2f}, whole {_whole_at(one):.2f}" for one in taken)
+def _told(account: Account, copy: Copy) -> str:
+    """A copy's story, for whoever looks for the cause."""
+    words = [
+        f"{one.ehlo} from {one.begun_at:.2f}, whole {_whole_at(one):.2f}, {one.answer}"
+        for one in account.transactions.get(copy.recipient, ())
+    ]
+    return "; ".join([f"accepted {copy.created_at:.2f}", *words, f"settled {copy.settled_at:.2f}"])
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Verdict], object]], ...] = (
@@ -232,3 +247,11 @@ def table(verdicts: Sequence[Verdict]) -> str:
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"{one.kind}: {sentence}" for one in verdicts for sentence in one.wrong]
     return "\n".join(lines)
+
+
+def debug(account):
+    for strike in account.strikes:
+        due = sorted((copy for copy in account.copies if copy.created_at <= strike.ended_at < copy.settled_at), key=lambda c: -c.settled_at)
+        print("STRIKE", strike, len(due))
+        for c in due[:6]:
+            print("   ", round(c.settled_at - strike.ended_at,2), c.recipient, _told(account, c), flush=True)
