@@ -24,7 +24,7 @@ from app.core.config import Settings
 _STATEMENT_TIMEOUT_MILLISECONDS = 15_000
 # Enough for work that opens a second transaction beside its first.
 _POOL_MIN = 4
-_BARE_POOL = 4
+_BARE_POOL = 8
 _CONNECT_SECONDS = 10
 _COMMAND_SECONDS = 60
 _SERVER_SETTINGS = {
@@ -34,8 +34,16 @@ _SERVER_SETTINGS = {
     "jit": "off",
 }
 
-# What a database that is away, overloaded or restarting raises, among others: `is_away` tells.
-DATABASE_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# What a database that is away, overloaded or restarting raises, among others: `is_away` tells. InternalClientError is
+# what a statement gets between the server's last word to its connection ("terminating") and the connection's end.
+DATABASE_ERRORS = (
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 
 
 class Base(DeclarativeBase):

@@ -54,16 +54,17 @@ _BACKOFF_SECONDS = 1.0
 _DRAIN_SECONDS = 20.0
 _CLAIM_INTERVAL_SECONDS = 0.01
 _ANY_SIZE_BYTES = 2**62
-# Claimed mail that a site may have waiting: so many times its connections, or what it has lately taken in half a
-# second. More would let one slow site fill the worker, less would let a quick one wait for claims.
+# Claimed mail that a site may have waiting: so many times its connections, or what it has lately taken in a second.
+# More would let one slow site fill the worker, less would let a quick one wait for claims.
 _SITE_BACKLOG = 3
-_BACKLOG_SECONDS = 0.5
+_BACKLOG_SECONDS = 1.0
 # Nor may one tenant, however many slow sites it names, fill a worker: it gets no more mail claimed once it holds half,
 # and never more than a quarter at once.
 _TENANT_SHARE = 0.5
 _TENANT_BATCH = 0.25
 # Mail that expires soon finds room in a worker that is full of other mail.
 _URGENT_SHARE = 0.1
+_URGENT_TIMES = 2
 # Mail for an address that other hosts have is left to them for this long.
 _FOREIGN_SECONDS = 30.0
 # Held back together, let go one by one.
@@ -71,6 +72,7 @@ _SPREAD_SECONDS = 5.0
 # What a warm-up does not let go is tried again after this: at midnight, or when its owner lets it go.
 _ALLOWANCE_SECONDS = 3600.0
 _SECOND = 1.0
+_SLOT_SECONDS = 15.0
 _DESTINATIONS_MAX = 50_000
 
 log = structlog.get_logger(__name__)
@@ -83,7 +85,8 @@ class Engine:
         self._settings = settings
         self._database = Database(settings, pool_size=4)
         self._redis = connect(settings)
-        self._limits = SharedLimits(self._redis)
+        # The connections of a worker that has died are free no later than its mail.
+        self._limits = SharedLimits(self._redis, ttl_seconds=min(_SLOT_SECONDS, settings.lease_seconds))
         resolver = Resolver(settings.nameservers, timeout_seconds=settings.dns_timeout_seconds)
         shaping = load_shaping(settings.shaping_file, site_connections=settings.site_connections)
         self._policies = Policies(settings, resolver)
@@ -188,7 +191,9 @@ class Engine:
             room += max(1, int(concurrency * _URGENT_SHARE))
         if room < (1 if urgent else min(_ROOM_MIN, concurrency // 8 + 1)):
             return False
-        busy_domains, busy_tenants = self._busy_domains(), self._busy_tenants()
+        # As much again of urgent mail, beside that of which there is enough.
+        times = _URGENT_TIMES if urgent else 1
+        busy_domains, busy_tenants = self._busy_domains(times), self._busy_tenants(times)
         size_max_bytes = self._claimable_bytes()
         asked_at = time.monotonic()
         try:
@@ -218,20 +223,22 @@ class Engine:
             self._more_due = bool(claims or busy_domains or busy_tenants) or size_max_bytes < _ANY_SIZE_BYTES
         return bool(claims)
 
-    def _busy_tenants(self) -> list[UUID]:
-        share = self._settings.delivery_concurrency * _TENANT_SHARE
+    def _busy_tenants(self, times: int) -> list[UUID]:
+        share = self._settings.delivery_concurrency * _TENANT_SHARE * times
         return [org_id for org_id, count in self._of_tenant.items() if count >= share]
 
-    def _busy_domains(self) -> list[str]:
-        """The domains that this worker holds enough mail for, by themselves or together with others of their site."""
+    def _busy_domains(self, times: int) -> list[str]:
+        """The domains that this worker holds so many times enough mail for, by themselves or together with others of
+        their site.
+        """
         busy = set()
         for domain, count in self._of_domain.items():
             route = self._router.known(domain)
             connections = route.rule.connections if route is not None else self._settings.site_connections
-            if count >= self._backlog_max(connections, [domain]):
+            if count >= times * self._backlog_max(connections, [domain]):
                 busy.add(domain)
         for gate in self._gates.values():
-            if gate.held >= self._backlog_max(gate.connections, gate.domains):
+            if gate.held >= times * self._backlog_max(gate.connections, gate.domains):
                 busy |= gate.domains
         return list(busy)
 

@@ -26,7 +26,9 @@ from app.mail.reply import Phase
 from app.mail.smtp import SmtpError
 from app.messages.status import Status
 
-_IDLE_SECONDS = 5.0
+_IDLE_SECONDS = 2.0
+# How soon a resting carrier hears that its slot is wanted elsewhere.
+_REST_SECONDS = 0.25
 _SLOT_RETRY_SECONDS = 0.1
 # A host that has just refused one more connection is asked again after this.
 _CROWDED_SECONDS = 5.0
@@ -54,12 +56,21 @@ class Lane:
     resting: list[asyncio.Future[Held | None]] = field(default_factory=list)
     crowded_until: float = 0.0
 
-    def put(self, held: Held) -> None:
-        """Mail that expires soon goes before the rest."""
-        if held.claimed.urgent:
+    def put(self, held: Held, *, again: bool = False) -> bool:
+        """Hand a mail to a carrier that rests, or let it wait: first when it expires soon or was here before (`again`).
+
+        Whether it waits.
+        """
+        while self.resting:
+            waiter = self.resting.pop()
+            if not waiter.done():
+                waiter.set_result(held)
+                return False
+        if again or held.claimed.urgent:
             self.waiting.appendleft(held)
         else:
             self.waiting.append(held)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +107,8 @@ class Lanes:
             lane = self._lanes[key] = Lane(way, route, limit_key)
         # The latest word on limits and names.
         lane.way, lane.route = way, route
-        while lane.resting:
-            waiter = lane.resting.pop()
-            if not waiter.done():
-                waiter.set_result(held)
-                return
-        lane.put(held)
-        self._staff(lane, key)
+        if lane.put(held):
+            self._staff(lane, key)
 
     def _staff(self, lane: Lane, key: _LaneKey) -> None:
         """One more carrier if there is mail for it. Each opens its connection by itself, so they come one by one."""
@@ -142,30 +148,34 @@ class Lanes:
 
     async def _next(self, lane: Lane, carrier: "_Carrier") -> Held | None:
         """The next mail to carry, waited for a while; None when this carrier is not needed any more."""
-        if self._stopping:
-            self._ends.give_back([*lane.waiting])
-            lane.waiting.clear()
-        if carrier.secured is not None and self._limits.should_yield(lane.limit_key, self._connections(lane)):
-            self._dismiss(carrier)
-            carrier.refused = True
-        # Others of this lane go on; alone, it queues up for a slot again.
-        if carrier.refused and lane.connected:
-            return None
-        if lane.waiting:
-            return lane.waiting.popleft()
-        return None if carrier.secured is None or self._stopping else await self._rest(lane)
+        rest_until = asyncio.get_running_loop().time() + _IDLE_SECONDS
+        while True:
+            if self._stopping:
+                self._ends.give_back([*lane.waiting])
+                lane.waiting.clear()
+                return None
+            if carrier.secured is not None and self._limits.should_yield(lane.limit_key, self._connections(lane)):
+                self._dismiss(carrier)
+                carrier.refused = True
+            # Others of this lane go on; alone, it queues up for a slot again.
+            if carrier.refused and lane.connected:
+                return None
+            if lane.waiting:
+                return lane.waiting.popleft()
+            if carrier.secured is None or asyncio.get_running_loop().time() > rest_until:
+                return None
+            if (held := await self._rest(lane)) is not None:
+                return held
 
     async def _rest(self, lane: Lane) -> Held | None:
-        """Wait for more mail with an open connection."""
+        """Wait a moment for more mail, with an open connection."""
         waiter: asyncio.Future[Held | None] = asyncio.get_running_loop().create_future()
         lane.resting.append(waiter)
+        timer = asyncio.get_running_loop().call_later(_REST_SECONDS, _end_rest, waiter)
         try:
-            async with asyncio.timeout(_IDLE_SECONDS):
-                return await waiter
-        except TimeoutError:
-            # It may have been given one in the moment in which the time ended.
-            return waiter.result() if waiter.done() and not waiter.cancelled() else None
+            return await waiter
         finally:
+            timer.cancel()
             if waiter in lane.resting:
                 lane.resting.remove(waiter)
 
@@ -255,7 +265,7 @@ class Lanes:
         found = await self._open(lane, carrier)
         if found is None:
             # No slot is to be had: whoever has one carries it, or it waits here.
-            lane.waiting.appendleft(held)
+            lane.put(held, again=True)
         elif isinstance(found, Unreachable):
             outcome = self._unreachable(lane, carrier, found, held, started_at)
             if outcome is not None:
@@ -271,6 +281,7 @@ class Lanes:
         if not carrier.has_slot:
             if not await self._limits.acquire(lane.limit_key, self._connections(lane)):
                 carrier.refused = True
+                lane.crowded_until = asyncio.get_running_loop().time() + _REST_SECONDS
                 await asyncio.sleep(_SLOT_RETRY_SECONDS)
                 return None
             carrier.has_slot = True
@@ -290,7 +301,7 @@ class Lanes:
             # Others have connections: the host wants no more of them, but it does take mail.
             lane.crowded_until = asyncio.get_running_loop().time() + _CROWDED_SECONDS
             carrier.refused = True
-            lane.waiting.appendleft(held)
+            lane.put(held, again=True)
             return None
         outcome = unreached(found, lane.route, started_at)
         # Whoever waits behind would only wait for the same hosts in vain.
@@ -379,6 +390,11 @@ class _Carrier:
             return False
         connection = self.secured.connection
         return connection.is_usable and connection.transactions < self.lane.route.rule.messages_per_connection
+
+
+def _end_rest(waiter: "asyncio.Future[Held | None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def expired(moment: datetime) -> Outcome:

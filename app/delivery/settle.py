@@ -100,6 +100,8 @@ _SOURCES = {status: "{" + ",".join(sources(status)) + "}" for status in Status}
 
 def _settled(claimed: Claimed, outcome: Outcome, settings: Settings) -> Settled:
     status, reason, next_attempt_at = _next(claimed, outcome, settings)
+    # What follows a delivery comes from where that may come from.
+    came_from = _SOURCES[status]
     if status is Status.DELIVERED and claimed.simulated is not None:
         status = simulator.follows(claimed.simulated) or status
     return Settled(
@@ -111,7 +113,7 @@ def _settled(claimed: Claimed, outcome: Outcome, settings: Settings) -> Settled:
         vmta_id=outcome.vmta_id,
         settled_at=None if next_attempt_at else outcome.finished_at,
         next_attempt_at=next_attempt_at,
-        sources=_SOURCES[status],
+        sources=came_from,
     )
 
 

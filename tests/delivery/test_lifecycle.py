@@ -184,13 +184,14 @@ async def test_urgent_mail_overtakes_a_backlog(
     owner: Owner, mx: SmtpServer, site: str, dns: DnsServer, settings: Settings, others: str
 ) -> None:
     """500 mails before it, of the same tenant, more than a worker holds; nobody rings, nobody else's hand helps."""
-    mx.replies.on_end_of_data = lambda _: late("250 2.0.0 taken", wait_seconds=0.03)
-    sites = [site]
+    sites, seconds = [site], 0.1
     if others == "of other sites":
+        seconds = 0.4
         sites = [new_domain("backlog") for _ in range(10)]
         for name in sites:
             dns.add(name, "MX", f"10 mx.{name}.")
             dns.add(f"mx.{name}", "A", "127.0.0.2")
+    mx.replies.on_end_of_data = lambda _: late("250 2.0.0 taken", wait_seconds=seconds)
     await owner.batch([f"user{number}@{sites[number % len(sites)]}" for number in range(500)])
     # The poll of the settings, but half as often.
     async with engines(settings, site_connections=2, delivery_concurrency=100, poll_seconds=0.4):
@@ -200,8 +201,10 @@ async def test_urgent_mail_overtakes_a_backlog(
         while not mx.mails_to(f"urgent@{site}"):
             assert time.monotonic() - began_at < 5, f"{mx.mail_count - before} others went before it"
             await asyncio.sleep(0.01)
-        overtaken = 500 - mx.mail_count
-    assert overtaken > 250, overtaken
+        before_it = mx.mail_count - before
+        mx.replies.on_end_of_data = lambda _: None
+    # What was with the host already, and what went meanwhile: three looks for urgent mail at most.
+    assert before_it < 60, before_it
 
 
 async def test_a_cancelled_mail_never_leaves(owner: Owner, mx: SmtpServer, site: str, settings: Settings) -> None:

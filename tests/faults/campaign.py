@@ -62,7 +62,7 @@ class Campaign:
         stuck = await self._settled(2 * (lease_seconds + RESUME_SECONDS))
         fenced = house.said_by_all("outcome_fenced") - fenced
         account = await verdicts.gather(house, self.client, self.hosts, label, load.answers, strikes)
-        verdicts.debug(account); found = verdicts.judge(kind, account, lease_seconds, fenced)
+        found = verdicts.judge(kind, account, lease_seconds, fenced)
         found.blame("still queued", stuck)
         for host in self.hosts:
             host.transactions.clear()

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.dnsd import DnsServer
+from tests.faults import campaign
 from tests.faults.house import House, free_port
 from tests.faults.traffic import Traffic
 from tests.smtpd import SmtpServer
@@ -20,13 +21,14 @@ SETTINGS = {
     "POLL_SECONDS": "0.5",
     "SITE_CONNECTIONS": "5",
     "RETRY_FIRST_SECONDS": "1",
+    "RETRY_MAX_SECONDS": "2",
     "DNS_TIMEOUT_SECONDS": "2",
 }
-HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+HOSTS = tuple(campaign.HOSTS)[:4]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`FAULTS_REPEAT=20 make faults` runs each of them twenty times: where a fault strikes is chance."""
+    """`FAULTS_REPEAT=20 make test ARGS=tests/faults` runs each twenty times: where a fault strikes is chance."""
     repetitions = int(os.environ.get("FAULTS_REPEAT", "1"))
     if repetitions > 1:
         metafunc.fixturenames.append("repetition")
@@ -35,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="package")
 def smtp_port() -> int:
-    return free_port(HOSTS)
+    return free_port(tuple(campaign.HOSTS))
 
 
 @pytest.fixture(scope="package")

@@ -1,19 +1,12 @@
-"""Workers are killed, crash, or are asked to end, in the middle of mail."""
+"""Workers crash, or are asked to end, in the middle of mail. Those that are killed are in test_faults."""
 
 import asyncio
-import os
 import signal
-import time
 
 import pytest
 
 from tests.faults.house import House
 from tests.faults.traffic import Traffic
-
-SITES = 4
-# As the house's settings have them.
-SITE_CONNECTIONS = 5
-PROCESSES = 2
 
 # A worker one of whose claims raises what nobody foresaw, once the file named by TRIGGER appears.
 CRASHING_WORKER = """
@@ -40,53 +33,6 @@ Worker._ensure_messages_consumed = lambda self, completed: time.sleep(30)
 from app.cli import main
 sys.exit(main(["worker"]))
 """
-
-
-async def test_killing_the_worker_loses_nothing(house: House, traffic: Traffic) -> None:
-    traffic.be_slow(0.2)
-    await traffic.send(200)
-    worker = await house.worker()
-    await traffic.arrivals_reach(80)
-    worker.kill()
-    killed_at = time.monotonic()
-    unsettled = await traffic.unsettled()
-    # What a host has taken, without the database knowing: the transmissions that were in flight.
-    await asyncio.sleep(0.2)
-    in_flight = unsettled & set(traffic.received())
-    assert 0 < len(in_flight) <= SITES * SITE_CONNECTIONS * PROCESSES
-    assert len(unsettled) > len(in_flight)
-    traffic.be_quick()
-
-    await house.worker()
-    await traffic.settled()
-    # Lease and start-up together; nobody lent a hand.
-    assert time.monotonic() - killed_at < 4 + 10
-    received = traffic.received()
-    assert set(received) == set(traffic.accepted)
-    assert len(received) == 200
-    assert max(received.values()) <= 2
-    assert {recipient for recipient, copies in received.items() if copies > 1} <= in_flight
-    await traffic.assert_history_is_true()
-
-
-async def test_a_killed_child_is_replaced(house: House, traffic: Traffic) -> None:
-    traffic.be_slow(0.1)
-    worker = await house.worker(processes=1)
-    (child,) = worker.children()
-    await traffic.send(60)
-    await traffic.arrivals_reach(traffic.arrivals + 5)
-    ((began,),) = await house.query("SELECT clock_timestamp()")
-    os.kill(child, signal.SIGKILL)
-    unsettled = await traffic.unsettled()
-    (replacement,) = await house.engines_since(began, 1)
-    assert worker.is_running
-    assert replacement != child
-    await traffic.send(10)
-    await traffic.settled()
-    received = traffic.received()
-    assert set(received) == set(traffic.accepted)
-    assert {recipient for recipient, copies in received.items() if copies > 1} <= unsettled
-    await traffic.assert_history_is_true()
 
 
 async def test_an_engine_that_crashes_is_replaced(house: House, traffic: Traffic) -> None:

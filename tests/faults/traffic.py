@@ -118,12 +118,12 @@ class Traffic:
 
     async def unsettled(self) -> set[str]:
         """The recipients whose deliveries are still queued, leased or not."""
-        mine = "SELECT recipient FROM delivery_queue WHERE site = ANY(:sites)"
+        mine = "SELECT recipient FROM delivery_queue WHERE domain = ANY(:sites)"
         return {recipient for (recipient,) in await self.house.query(mine, sites=self.sites)}
 
     async def leases(self) -> int:
         """How many deliveries are leased, to living workers or dead ones."""
-        leased = "SELECT count(*) FROM delivery_queue WHERE lease_token IS NOT NULL AND site = ANY(:sites)"
+        leased = "SELECT count(*) FROM delivery_queue WHERE lease_token IS NOT NULL AND domain = ANY(:sites)"
         ((count,),) = await self.house.query(leased, sites=self.sites)
         return int(count)
 

@@ -247,11 +247,3 @@ def table(verdicts: Sequence[Verdict]) -> str:
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"{one.kind}: {sentence}" for one in verdicts for sentence in one.wrong]
     return "\n".join(lines)
-
-
-def debug(account):
-    for strike in account.strikes:
-        due = sorted((copy for copy in account.copies if copy.created_at <= strike.ended_at < copy.settled_at), key=lambda c: -c.settled_at)
-        print("STRIKE", strike, len(due))
-        for c in due[:6]:
-            print("   ", round(c.settled_at - strike.ended_at,2), c.recipient, _told(account, c), flush=True)
