@@ -1,7 +1,6 @@
 """The application: routers, handlers, and what lives as long as the process."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from app.core.config import Settings, get_settings
 from app.core.db import Database
 from app.core.errors import Problem
 from app.core.fetch import Fetcher
+from app.core.memory import collect_rarely
 from app.core.middleware import RequestMiddleware
 from app.core.queue import Doorbell
 from app.core.ratelimit import RateLimiter
@@ -70,9 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    # What has been imported stays: looking through it again and again would cost a tenth of each request.
-    gc.collect()
-    gc.freeze()
+    collect_rarely()
     app.state.database = Database(settings)
     app.state.redis = connect(settings)
     app.state.rate_limiter = RateLimiter(app.state.redis)

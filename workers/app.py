@@ -1,7 +1,6 @@
 """The Celery application of `postroad worker` and `postroad beat`, and the engine that lives in each worker process."""
 
 import asyncio
-import gc
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from celery.signals import (
 
 from app.core import log
 from app.core.config import get_settings
+from app.core.memory import collect_rarely
 from app.core.queue import RECHECK_TASK, SWEEP_TASK, UPKEEP_TASK, make_celery
 from app.delivery.engine import Engine
 
@@ -60,9 +60,7 @@ class EngineThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        # What has been imported stays: the collector need not look through it.
-        gc.collect()
-        gc.freeze()
+        collect_rarely()
         self._loop.add_reader(self._tether, self._let_off)
         try:
             self._loop.run_until_complete(self._engine.run())
