@@ -130,6 +130,9 @@ class Lanes:
         carrier = _Carrier(lane)
         try:
             while (held := await self._next(lane, carrier)) is not None:
+                if lane.connected:
+                    # Slots that were refused may be free by now, and no mail may come that would ask for them.
+                    self._staff(lane, key)
                 try:
                     await self._deliver(lane, carrier, held)
                 except Exception as error:
