@@ -12,6 +12,8 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,8 +37,8 @@ class LeanRoute(Route):
         status = self.status_code or 200
 
         async def handle(request: StrictRequest) -> Response:
-            principal = await requires.admit(request, _bearer(request), request.headers.get("x-api-key"))
-            body = _validated(adapter, await request.body())
+            principal = await requires.admit(request, _bearer(request), request.headers.get("x-api-key") or None)
+            body = _validated(adapter, await _received(request))
             database: Database = request.app.state.database
             async with database.transaction() as session:
                 once = Once(session, request, None)
@@ -51,8 +53,20 @@ def _bearer(request: Request) -> str | None:
     return credentials if scheme.lower() == "bearer" and credentials else None
 
 
+async def _received(request: Request) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect as error:
+        # Nobody reads the answer; it is for the log, in which this is no failure of ours.
+        raise HTTPException(400, "The client went away before its request was complete.") from error
+
+
 def _validated(adapter: TypeAdapter[Any], octets: bytes) -> Any:
     try:
+        if not octets:
+            raise RequestValidationError(
+                [{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}]
+            )
         return adapter.validate_python(parse(octets), from_attributes=True)
     except json.JSONDecodeError as error:
         flaw = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error"}

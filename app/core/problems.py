@@ -143,6 +143,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Re
     asyncpg.PostgresError: _database_error,
     PoolTimeout: _unavailable,
     asyncpg.InterfaceError: _unavailable,
+    asyncpg.InternalClientError: _unavailable,
     OSError: _unavailable,
     TimeoutError: _unavailable,
     Exception: _unforeseen,

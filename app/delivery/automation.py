@@ -10,9 +10,8 @@ from datetime import datetime
 from uuid import UUID
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.db import Database
+from app.core.db import DATABASE_ERRORS, Database
 from app.delivery.shaping import Rule
 from app.mail.diagnosis import Category, Diagnosis
 from app.queues import throttles
@@ -125,7 +124,7 @@ class Automation:
                 if passed:
                     await throttles.forgive(session, passed)
                 known = await throttles.load(session)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except DATABASE_ERRORS as error:
             self._strikes = strikes | self._strikes
             log.warning("throttles_not_synced", strikes=len(strikes), error=f"{type(error).__name__}: {error}"[:300])
             return

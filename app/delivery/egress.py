@@ -125,14 +125,14 @@ class Egress:
 
     def _choose(self, claimed: Claimed, route: Route) -> Way | Wait:
         now = datetime.now(UTC)
-        if self._is_held(claimed.org_id, claimed.vmta_id, route):
+        if self._is_held(claimed, claimed.vmta_id, route):
             return Wait(None)
         candidates = self._candidates(claimed)
         if candidates is None:
             return self._unless_suspended(self._own, route, now)
         wait = Wait(None)
         for vmta in candidates:
-            if vmta.is_paused or not _is_here(vmta) or self._is_held(claimed.org_id, vmta.id, route):
+            if vmta.is_paused or not _is_here(vmta) or self._is_held(claimed, vmta.id, route):
                 continue
             way = self._unless_suspended(self._way(vmta), route, now)
             if isinstance(way, Way):
@@ -150,7 +150,7 @@ class Egress:
             return None
         now = datetime.now(UTC)
         for vmta in fleet.stand_ins(way.vmta):
-            if vmta.warmup is None and _is_here(vmta) and not self._is_held(claimed.org_id, vmta.id, route):
+            if vmta.warmup is None and _is_here(vmta) and not self._is_held(claimed, vmta.id, route):
                 found = self._unless_suspended(self._way(vmta), route, now)
                 if isinstance(found, Way):
                     return found
@@ -169,8 +169,9 @@ class Egress:
             drawn = fleet.draw(None, _rng)
         return [drawn, *fleet.stand_ins(drawn)] if fleet is not None and drawn is not None else None
 
-    def _is_held(self, org_id: UUID, vmta_id: UUID | None, route: Route) -> bool:
-        return bool(self._holds) and control.is_held(self._holds, org_id, vmta_id, route.domain, route.site)
+    def _is_held(self, claimed: Claimed, vmta_id: UUID | None, route: Route) -> bool:
+        # By the mail's own domain: a lane's route may be that of another one with the same hosts.
+        return bool(self._holds) and control.is_held(self._holds, claimed.org_id, vmta_id, claimed.domain, route.site)
 
     def _unless_suspended(self, way: Way, route: Route, now: datetime) -> Way | Wait:
         rule = self.rule(way, route)
@@ -192,7 +193,7 @@ class Egress:
 
     def is_open(self, claimed: Claimed, way: Way, route: Route) -> bool:
         """Whether the way that was chosen a moment ago may still be taken: nothing was paused, held or suspended."""
-        if any(self._is_held(claimed.org_id, vmta_id, route) for vmta_id in {claimed.vmta_id, way.vmta_id}):
+        if any(self._is_held(claimed, vmta_id, route) for vmta_id in {claimed.vmta_id, way.vmta_id}):
             return False
         if way.vmta is not None:
             fleet = self._fleets.get(claimed.org_id)

@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -110,6 +111,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._wake_urgent = asyncio.Event()
         self._more_due = False
+        self._left_out: frozenset[str | UUID] = frozenset()
         self._stopping = False
         self._worker_id = ids.new_id()
 
@@ -220,7 +222,8 @@ class Engine:
         self._start_ready()
         if not urgent:
             # Fewer than asked for need not be all: each tenant had only its share, and the busy ones were left out.
-            self._more_due = bool(claims or busy_domains or busy_tenants) or size_max_bytes < _ANY_SIZE_BYTES
+            self._more_due = bool(claims) or size_max_bytes < _ANY_SIZE_BYTES
+            self._left_out = frozenset([*busy_domains, *busy_tenants])
         return bool(claims)
 
     def _busy_tenants(self, times: int) -> list[UUID]:
@@ -235,16 +238,18 @@ class Engine:
         for domain, count in self._of_domain.items():
             route = self._router.known(domain)
             connections = route.rule.connections if route is not None else self._settings.site_connections
-            if count >= times * self._backlog_max(connections, [domain]):
+            if self._is_enough(count / times, connections, [domain]):
                 busy.add(domain)
         for gate in self._gates.values():
-            if gate.held >= times * self._backlog_max(gate.connections, gate.domains):
-                busy |= gate.domains
+            if self._is_enough(gate.held / times, gate.connections, gate.domains):
+                busy.update(gate.domains)
         return list(busy)
 
-    def _backlog_max(self, connections: int, domains: Iterable[str]) -> float:
+    def _is_enough(self, count: float, connections: int, domains: Iterable[str]) -> bool:
+        if count < _SITE_BACKLOG * connections:
+            return False
         lately = sum(max(self._pace[domain], self._pace_before[domain]) for domain in domains)
-        return max(_SITE_BACKLOG * connections, lately * _BACKLOG_SECONDS)
+        return count >= lately * _BACKLOG_SECONDS
 
     def _claimable_bytes(self) -> int:
         """The largest mail to claim now: large ones wait their turn in the queue, not here."""
@@ -302,7 +307,7 @@ class Engine:
             if held.is_expired:
                 self._settler.add(held, expired(now))
             elif claimed.simulated is not None:
-                self._settler.add(held, simulator.outcomes(claimed.simulated, claimed.attempt, now))
+                self._settler.add(held, _simulated(claimed.simulated, claimed.attempt, now))
             elif held.prepared is None:
                 detail = "the domain has no usable DKIM key"
                 self._settler.add(held, Outcome(Status.DEFERRED, "no_signing_key", detail, now, now))
@@ -343,9 +348,7 @@ class Engine:
         try:
             route = await self._router.find(domain)
         except Exception as error:
-            log.exception("route_failed", domain=domain)
-            for held in mails:
-                self._settler.add(held, internal_error(error))
+            self._trip("route_failed", mails, error)
             return
         if isinstance(route, Unreachable):
             for held in mails:
@@ -368,6 +371,10 @@ class Engine:
         except DATABASE_ERRORS as error:
             _warn("egress_refresh_failed", error)
             self._park_soon([(held, datetime.now(UTC)) for held in going])
+            return
+        except Exception as error:
+            # Else nobody would have these mails, and their leases would be renewed for ever.
+            self._trip("choice_failed", going, error)
             return
         ways: defaultdict[Way, list[Held]] = defaultdict(list)
         kept: list[tuple[Held, datetime | None]] = []
@@ -392,6 +399,9 @@ class Engine:
             _warn("warmup_failed", error)
             self._park_soon([(held, datetime.now(UTC)) for held in leaving])
             return 0
+        except Exception as error:
+            self._trip("warmup_failed", leaving, error)
+            return 0
         if way.vmta is not None:
             taken = Taken(way.vmta, route.provider, datetime.now(UTC))
             for held in leaving[:granted]:
@@ -406,8 +416,17 @@ class Engine:
         self._keep_back(kept)
         return granted
 
+    def _trip(self, event: str, mails: Sequence[Held], error: Exception) -> None:
+        """Something of ours failed: the mails wait like any that are deferred."""
+        log.error(event, domains=sorted({held.claimed.domain for held in mails})[:10], exc_info=error)
+        for held in mails:
+            self._settler.add(held, internal_error(error))
+
     def _reroute(self, held: Held, route: Route) -> None:
         self._leave_way(held)
+        # The lane's route may be that of another domain with the same hosts.
+        domain = held.claimed.domain
+        route = self._router.known(domain) or replace(route, domain=domain)
         self._start(self._let_leave([held], route))
 
     def _keep_back(self, kept: Sequence[tuple[Held, datetime | None]]) -> None:
@@ -417,7 +436,7 @@ class Engine:
         waiting = []
         for held, until in kept:
             if held.claimed.give_up_at <= now:
-                self._settler.add(held, Outcome(Status.DEFERRED, "no_way_out", detail, now, now))
+                self._settler.add(held, Outcome(Status.DEFERRED, "no_way_out", detail, now, now, was_begun=False))
             else:
                 waiting.append((held, until))
         if waiting:
@@ -429,7 +448,7 @@ class Engine:
         if gate is None:
             gate = self._gates[key] = Gate(key, route.rule.connections)
         gate.held += 1
-        gate.domains.add(route.domain)
+        gate.note(route.domain)
         held.gate = gate
         self._lanes.add(held, way, route)
 
@@ -473,7 +492,8 @@ class Engine:
             self._budget.give_back(held.taken_bytes)
         if self._ready:
             self._start_ready()
-        if self._more_due:
+        # A slow host's backlog must not have us ask anew for each mail of the others.
+        if self._more_due or claimed.domain in self._left_out or claimed.org_id in self._left_out:
             self._wake.set()
 
     def _leave_way(self, held: Held) -> None:
@@ -573,6 +593,14 @@ async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=1)
+
+
+def _simulated(wanted: str, attempt: int, now: datetime) -> Outcome:
+    try:
+        return simulator.outcomes(wanted, attempt, now)
+    except ValueError as error:
+        # Perhaps a newer version's: its own worker knows it.
+        return internal_error(error)
 
 
 def _count_down(counter: Counter[Any], key: Any) -> None:

@@ -32,6 +32,8 @@ _REST_SECONDS = 0.25
 _SLOT_RETRY_SECONDS = 0.1
 # A host that has just refused one more connection is asked again after this.
 _CROWDED_SECONDS = 5.0
+# A lane with mail that waits tries that soon to have as many connections as it may.
+_STAFF_AGAIN_SECONDS = 1.0
 # What a rate does not let go within this is given back, to come again when it is its turn.
 _PACED_SECONDS = 3.0
 
@@ -120,6 +122,10 @@ class Lanes:
         lane.carriers += 1
         self._start(self._carry(lane, key))
 
+    def _staff_again(self, lane: Lane, key: _LaneKey) -> None:
+        if lane.waiting and lane.carriers and not self._stopping:
+            self._staff(lane, key)
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -148,6 +154,11 @@ class Lanes:
                     self._staff(lane, key)
                 elif self._lanes.get(key) is lane:
                     del self._lanes[key]
+            elif lane.waiting and carrier.refused:
+                # Those that go on may be long at their mails, and there may be room for one more by then.
+                now = asyncio.get_running_loop().time()
+                at = max(lane.crowded_until, now + _STAFF_AGAIN_SECONDS)
+                asyncio.get_running_loop().call_at(at, self._staff_again, lane, key)
 
     async def _next(self, lane: Lane, carrier: "_Carrier") -> Held | None:
         """The next mail to carry, waited for a while; None when this carrier is not needed any more."""
@@ -216,6 +227,9 @@ class Lanes:
     async def _permitted(self, lane: Lane, held: Held) -> bool:
         """Wait until the rate lets the mail go; False: it has been given back meanwhile."""
         while True:
+            # To be connected, or to be its turn, may have taken long.
+            if not self._is_open(lane, held):
+                return False
             rule = self._egress.rule(lane.way, lane.route)
             if isinstance(rule, Rule):
                 if rule.rate is None:
@@ -227,8 +241,6 @@ class Lanes:
                 await asyncio.sleep(min(wait_seconds, _PACED_SECONDS))
             if self._stopping:
                 self._ends.give_back([held])
-                return False
-            if not self._is_open(lane, held):
                 return False
 
     async def _transmit(
@@ -293,6 +305,7 @@ class Lanes:
             self._dismiss(carrier)
         else:
             carrier.secured = found
+            carrier.refused = False
             lane.connected += 1
         return found
 
@@ -402,7 +415,8 @@ def _end_rest(waiter: "asyncio.Future[Held | None]") -> None:
 
 def expired(moment: datetime) -> Outcome:
     """The outcome of a mail that its sender wants no longer to be sent."""
-    return Outcome(Status.FAILED, "expired", "expires_at passed before it could be delivered", moment, moment)
+    detail = "expires_at passed before it could be delivered"
+    return Outcome(Status.FAILED, "expired", detail, moment, moment, was_begun=False)
 
 
 def internal_error(error: Exception) -> Outcome:

@@ -41,7 +41,7 @@ class Outcome:
     """How an attempt ended. `reason` is stable and meant for programs; `reply` the host's own words, if any.
 
     `status` is delivered, deferred, soft_bounced, hard_bounced or failed. `sent_at` is when the final dot went out.
-    From which vMTA and to which provider it went is filled in by the lane.
+    From which vMTA and to which provider it went is filled in by the lane. `was_begun` false: no attempt was made.
     """
 
     status: Status
@@ -63,6 +63,7 @@ class Outcome:
     vmta_id: UUID | None = None
     source_address: str | None = None
     sent_at: datetime | None = None
+    was_begun: bool = True
 
     @property
     def response(self) -> str:

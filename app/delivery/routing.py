@@ -95,15 +95,16 @@ class Router:
 
         Hosts that let us wait may not take more than the time for one: their mail is tried again, slots are for all.
         """
+        # Mail for other domains, perhaps of another tenant, ends by the same failure: so none is named in it.
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 return await self._connect(route, source_address, ehlo_name)
         except TimeoutError:
-            detail = f"no mail host of {route.domain} was ready within {_CONNECT_SECONDS} s"
+            detail = f"none of its mail hosts was ready within {_CONNECT_SECONDS} s"
             return Unreachable(Status.DEFERRED, "timed_out", detail)
 
     async def _connect(self, route: Route, source_address: str | None, ehlo_name: str) -> Secured | Unreachable:
-        failure = Unreachable(Status.DEFERRED, "no_host_address", f"no mail host of {route.domain} has an address")
+        failure = Unreachable(Status.DEFERRED, "no_host_address", "none of its mail hosts has an address")
         for host in route.hosts[:_HOSTS_MAX]:
             terms = await self._policies.for_host(route.policy, host)
             if isinstance(terms, Unsafe):

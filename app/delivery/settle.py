@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -100,6 +101,8 @@ _SOURCES = {status: "{" + ",".join(sources(status)) + "}" for status in Status}
 
 def _settled(claimed: Claimed, outcome: Outcome, settings: Settings) -> Settled:
     status, reason, next_attempt_at = _next(claimed, outcome, settings)
+    if not outcome.was_begun:
+        claimed = replace(claimed, attempt=claimed.attempt - 1)
     # What follows a delivery comes from where that may come from.
     came_from = _SOURCES[status]
     if status is Status.DELIVERED and claimed.simulated is not None:

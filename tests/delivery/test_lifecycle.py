@@ -169,9 +169,12 @@ class TestExpiry:
         assert mx.connection_count == 0
 
     async def _is_told(self, owner: Owner, message_id: str, mx: SmtpServer, *, mails: int = 0) -> None:
-        await settled(owner.sender, message_id, "failed", timeout_seconds=6)
-        last = (await owner.sender.events(message_id))[-1]
-        assert (last["type"], last["reason"]) == ("failed", "expired")
+        message = await settled(owner.sender, message_id, "failed", timeout_seconds=6)
+        events = await owner.sender.events(message_id)
+        assert (events[-1]["type"], events[-1]["reason"]) == ("failed", "expired")
+        # No attempt was made but those that were deferred.
+        attempts = [event["type"] for event in events].count("deferred")
+        assert message["recipients"][0]["attempts"] == attempts  # type: ignore[index]
         assert mx.mail_count == mails
 
 

@@ -164,6 +164,21 @@ async def test_a_pause_stops_what_waits_at_once(owner: Owner, mx: SmtpServer, si
     assert mx.max_connections_seen <= 2
 
 
+async def test_a_pause_while_it_is_connecting(owner: Owner, mx: SmtpServer, site: str, settings: Settings) -> None:
+    vmta = await owner.vmta()
+    mx.replies.on_connect = lambda _: late("220 mx.test ESMTP", wait_seconds=1.5)
+    async with engines(settings):
+        message_id = await owner.sender.send(f"ada@{site}", vmta=vmta["name"])
+        await eventually(lambda: _connected(mx))
+        await owner.act(vmta, "pause")
+        await settled(owner.sender, message_id, "held")
+    assert (mx.mail_count, "MAIL" in mx.verbs()) == (0, False)
+
+
+async def _connected(mx: SmtpServer) -> bool:
+    return mx.connection_count > 0
+
+
 async def _held(owner: Owner, count: int) -> bool:
     statement = "SELECT count(*) FROM delivery_queue WHERE org_id = :org_id AND next_attempt_at = 'infinity'"
     return bool((await owner.sql(statement))[0][0] == count)

@@ -37,9 +37,6 @@ async def _house(options: argparse.Namespace, kinds: Sequence[str]) -> list[Verd
     found = []
     async with DnsServer() as zone:
         settings = {
-            "LEASE_SECONDS": str(options.lease_seconds),
-            "POLL_SECONDS": "0.3",
-            "SITE_CONNECTIONS": "8",
             "RETRY_FIRST_SECONDS": "1",
             "RETRY_MAX_SECONDS": "2",
             "DNS_TIMEOUT_SECONDS": "2",

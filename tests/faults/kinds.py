@@ -63,15 +63,22 @@ class Scene:
         """Two worker services, which race for the same mail throughout."""
         for name, processes in (("a", 2), ("b", 1)):
             ehlo = f"mta-{name}.postroad.test"
-            worker = await self.house.worker(processes=processes, EHLO_HOSTNAME=ehlo)
+            worker = await self.house.worker(processes=processes, EHLO_HOSTNAME=ehlo, **self._settings)
             self.services.append(Service(ehlo, processes, worker))
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        return {"LEASE_SECONDS": str(self.lease_seconds), "POLL_SECONDS": "0.3", "SITE_CONNECTIONS": "8"}
 
     @property
     def all_services(self) -> frozenset[str]:
         return frozenset(service.ehlo for service in self.services)
 
     def start_worker(self, service: Service) -> None:
-        service.worker = self.house.start("worker", WORKER_PROCESSES=str(service.processes), EHLO_HOSTNAME=service.ehlo)
+        processes = str(service.processes)
+        service.worker = self.house.start(
+            "worker", WORKER_PROCESSES=processes, EHLO_HOSTNAME=service.ehlo, **self._settings
+        )
 
     async def children(self) -> list[tuple[Service, int]]:
         """Every process with an engine, once there is one."""

@@ -13,7 +13,7 @@ from app.core.ids import new_id
 from tests.faults.hosts import MARK
 
 CLIENTS = 8
-_PAUSE_SECONDS = 0.35
+_PAUSE_SECONDS = 0.45
 _BATCH_SHARE = 0.2
 _BATCH_MAX = 12
 _KEY_SHARE = 0.5

@@ -7,18 +7,18 @@ import pytest
 from tests.dnsd import DnsServer
 from tests.faults import verdict
 from tests.faults.campaign import Campaign, campaign
-from tests.faults.conftest import SETTINGS
 from tests.faults.house import House
 from tests.faults.kinds import KINDS, Scene
 
 KILLS = 2
+LEASE_SECONDS = 3.0
 OUTAGE_SECONDS = 3.0
 
 
 @pytest.fixture(scope="module")
 async def under_way(house: House, dns: DnsServer, smtp_port: int) -> AsyncIterator[Campaign]:
     """Load and two worker services for all faults, one kind after the other."""
-    scene = Scene(house, float(SETTINGS["LEASE_SECONDS"]), OUTAGE_SECONDS)
+    scene = Scene(house, LEASE_SECONDS, OUTAGE_SECONDS)
     async with campaign(house, dns, smtp_port, scene) as found:
         yield found
 
