@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from app.core.db import is_away
 from app.core.errors import Flaw, Invalid, PostroadError, problem
 from app.core.idempotency import Replay
 
@@ -24,8 +25,6 @@ _CODES = {
     415: "unsupported_media_type",
     503: "busy",
 }
-# SQLSTATE classes: connection trouble, resources, operator intervention (restart), cancelled by a time limit.
-_AWAY = ("08", "53", "57", "25006")
 _BAD_TEXT = ("22021", "22P05")
 
 log = structlog.get_logger(__name__)
@@ -113,7 +112,7 @@ async def _database_error(request: Request, error: Any) -> Response:
         log.warning("query_too_slow", path=request.url.path)
         return respond(request, 503, "query_too_slow", "That took too long: narrow it, for example by created_from.")
     is_broken = getattr(error, "connection_invalidated", False) or isinstance(error, InterfaceError | OperationalError)
-    if is_broken or state.startswith(_AWAY):
+    if is_broken or is_away(error):
         return await _unavailable(request, error)
     if state in _BAD_TEXT:
         return respond(request, 422, "invalid_text", "The request contains characters that cannot be stored.")

@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 from cachetools import LRUCache
 
+from app.accounts import suspension
 from app.core.config import Settings
 from app.core.db import DATABASE_ERRORS, Database
 from app.delivery.automation import Automation, Suspended, effective
@@ -74,6 +75,7 @@ class Egress:
         self._refreshing = asyncio.Lock()
         self._refreshed_at = 0.0
         self._holds: Collection[tuple[UUID, UUID, str]] = frozenset()
+        self._suspended: frozenset[UUID] = frozenset()
 
     async def run(self) -> None:
         """Keep the picture up to date, until cancelled."""
@@ -97,6 +99,7 @@ class Egress:
                 async with self._database.transaction() as session:
                     self._fleets = await choice.load_all(session)
                     self._holds = await control.load_holds(session)
+                    self._suspended = await suspension.suspended(session)
                 self._refreshed_at = began_at
 
     async def choose_all(self, claims: Sequence[Claimed], route: Route) -> list[Way | Wait]:
@@ -170,6 +173,8 @@ class Egress:
         return [drawn, *fleet.stand_ins(drawn)] if fleet is not None and drawn is not None else None
 
     def _is_held(self, claimed: Claimed, vmta_id: UUID | None, route: Route) -> bool:
+        if claimed.org_id in self._suspended:
+            return True
         # By the mail's own domain: a lane's route may be that of another one with the same hosts.
         return bool(self._holds) and control.is_held(self._holds, claimed.org_id, vmta_id, claimed.domain, route.site)
 

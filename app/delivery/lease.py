@@ -1,6 +1,7 @@
 """What a worker holds: leases judged by its own monotonic clock, and the memory for contents in flight."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -11,7 +12,6 @@ from app.delivery.tally import Taken
 # The clock of the database started the lease after ours asked for it, so ours ends first; the margin covers the
 # time between the last look and the octets reaching the host.
 _MARGIN = 0.1
-_GATE_DOMAINS_MAX = 1000
 
 
 @dataclass(slots=True)
@@ -42,20 +42,12 @@ class Lease:
 
 @dataclass(slots=True)
 class Gate:
-    """A way out to one site, as far as this worker goes: how many deliveries it holds for it, and of which
-    domains they have been."""
+    """A way out to one site, as far as this worker goes: how many deliveries it holds for it, by domain too."""
 
     key: str
     connections: int
     held: int = 0
-    domains: dict[str, None] = field(default_factory=dict)
-
-    def note(self, domain: str) -> None:
-        """Mail for this domain goes there. The latest are remembered, as a provider's domains are without number."""
-        self.domains.pop(domain, None)
-        self.domains[domain] = None
-        if len(self.domains) > _GATE_DOMAINS_MAX:
-            del self.domains[next(iter(self.domains))]
+    domains: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True, eq=False)

@@ -68,8 +68,7 @@ class Outcome:
     @property
     def response(self) -> str:
         """The answer in one line, or why there was none; always storable and bounded, whatever an error says."""
-        text = str(self.reply) if self.reply is not None else self.detail
-        return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()[:_RESPONSE_MAX_CHARACTERS]
+        return _storable(str(self.reply) if self.reply is not None else self.detail)
 
     def facts(self) -> dict[str, Any]:
         """What an event tells of it."""
@@ -90,7 +89,17 @@ class Outcome:
             "enhanced_code": self.reply.enhanced if self.reply else None,
             "response": self.response,
         }
-        return {name: value for name, value in facts.items() if value is not None}
+        return {
+            name: _storable(value) if isinstance(value, str) else value
+            for name, value in facts.items()
+            if value is not None
+        }
+
+
+def _storable(text: str) -> str:
+    if "\x00" not in text and text.isascii():
+        return text[:_RESPONSE_MAX_CHARACTERS]
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()[:_RESPONSE_MAX_CHARACTERS]
 
 
 def retry_delay_seconds(attempt: int, settings: Settings) -> float:

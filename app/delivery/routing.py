@@ -65,6 +65,11 @@ class Router:
         """The route if it was found a moment ago."""
         return self._routes.get(domain)
 
+    def connections(self, domain: str) -> int:
+        """How many connections the domain's mail may have, as far as is known."""
+        route = self._routes.get(domain)
+        return route.rule.connections if route is not None else self._settings.site_connections
+
     async def find(self, domain: str) -> Route | Unreachable:
         """Ask the DNS, and for the domain's policy. Never raises for what others do."""
         match await self._resolver.mail_hosts(domain):

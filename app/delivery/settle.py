@@ -23,6 +23,8 @@ _BATCH = 200
 # Long enough to gather the outcomes of one burst, short enough for nobody to notice.
 _GATHER_SECONDS = 0.005
 _RETRY_SECONDS = 1.0
+# The reason of an outcome of which nothing else could be stored.
+_UNTOLD = "not_storable"
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +78,13 @@ class Settler:
             middle = len(batch) // 2
             await self._settle(batch[:middle])
             await self._settle(batch[middle:])
+        elif batch[0][1].reason != _UNTOLD:
+            # Whatever it is that cannot be stored, that the mail has ended must be: else it is sent again and again.
+            held, outcome = batch[0]
+            told = Outcome(
+                outcome.status, _UNTOLD, "", outcome.started_at, outcome.finished_at, sent_at=outcome.sent_at
+            )
+            await self._settle([(held, told)])
 
     async def _write(self, batch: Sequence[tuple[Held, Outcome]]) -> None:
         rows: list[Settled] = []

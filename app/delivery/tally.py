@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 
-from app.core.db import DATABASE_ERRORS, Database
+from app.core.db import DATABASE_ERRORS, Database, is_away
 from app.delivery.outcome import Outcome
 from app.mail.diagnosis import Category
 from app.messages.status import Status
@@ -71,6 +71,9 @@ class Tally:
                         await usage.give_back(session, taken.vmta, taken.provider, unused[taken], taken.at)
         except DATABASE_ERRORS as error:
             log.warning("usage_not_written", error=f"{type(error).__name__}: {error}"[:300])
+            if not is_away(error):
+                # It would be refused again, and what comes after with it.
+                return
             for key, counts in met.items():
                 self._met[key] += counts
             self._unused += unused

@@ -109,13 +109,15 @@ async def test_a_row_that_the_database_refuses_holds_up_no_other(
     now = datetime.now(UTC)
     for number, held in enumerate(helds):
         # NUL is what PostgreSQL takes in no text.
-        host = "\x00" if number == 1 else "mx.example"
-        settler.add(held, Outcome(Status.HARD_BOUNCED, "refused", "no", now, now, host=host))
+        category = "\x00" if number == 1 else "other"
+        settler.add(held, Outcome(Status.HARD_BOUNCED, "refused", "no", now, now, category=category))
     running = asyncio.create_task(settler.run())
     await asyncio.wait_for(settler.drained(), 5)
     running.cancel()
     statuses = [(await sender.message(message_id))["status"] for message_id in message_ids]
-    assert statuses == ["hard_bounced", "sending", "hard_bounced"]
+    assert statuses == ["hard_bounced"] * 3
+    reasons = [(await sender.events(message_id))[-1]["reason"] for message_id in message_ids]
+    assert reasons == ["refused", "not_storable", "refused"]
     assert len(done) == 3
 
 
@@ -126,8 +128,8 @@ async def _claimed(database: Database, message_id: str) -> Held:
                 text(
                     "UPDATE delivery_queue SET lease_token = gen_random_uuid(), attempt = attempt + 1, "
                     "next_attempt_at = now() + interval '1 minute' WHERE message_id = :id "
-                    "RETURNING org_id, delivery_id, message_id, recipient, domain, vmta_id, urgent, simulated, size_bytes, attempt, "
-                    "give_up_at, expires_at, lease_token"
+                    "RETURNING org_id, delivery_id, message_id, recipient, domain, vmta_id, urgent, simulated, "
+                    "size_bytes, attempt, give_up_at, expires_at, lease_token"
                 ),
                 {"id": message_id},
             )

@@ -11,7 +11,6 @@ from app.core.config import Settings
 from app.core.db import Database
 from app.delivery.egress import Egress, Wait, Way
 from app.delivery.engine import Engine
-from app.delivery.lease import Gate
 from app.delivery.limits import SharedLimits
 from app.delivery.outcome import Claimed
 from app.delivery.routing import Route
@@ -116,16 +115,6 @@ async def test_mail_does_not_wait_behind_one_that_takes_long_once_there_is_room_
     await mx.mails_expected(8, timeout_seconds=9)
     engine.stop()
     await running
-
-
-def test_a_gate_remembers_the_latest_domains_only() -> None:
-    gate = Gate("default@google", 20)
-    for number in range(5000):
-        gate.note(f"d{number}.example")
-    assert len(gate.domains) == 1000
-    gate.note("d4000.example")
-    gate.note("d9999.example")
-    assert list(gate.domains)[-2:] == ["d4000.example", "d9999.example"]
 
 
 async def test_what_is_held_while_a_host_keeps_us_waiting_is_not_sent(
