@@ -29,7 +29,7 @@ from app.delivery.limits import SharedLimits
 from app.delivery.routing import Router
 from app.delivery.security import Policies
 from app.delivery.service import HEARTBEAT_SECONDS
-from app.delivery.settle import Settler
+from app.delivery.settle import RETRY_SECONDS, Settler
 from app.delivery.shaping import load as load_shaping
 from app.mail.dns import Resolver
 from app.mail.smtp import Timeouts
@@ -142,6 +142,21 @@ class Engine:
                 await asyncio.sleep(_BACKOFF_SECONDS)
         return False
 
+    async def _let_settle(self) -> None:
+        """Wait until the database is back, and until all workers have settled what they could not meanwhile.
+
+        Leases may have ended, and whoever claimed before that would send again what was delivered.
+        """
+        while not self._stopping:
+            await asyncio.sleep(_BACKOFF_SECONDS)
+            try:
+                async with self._database.bare() as connection:
+                    await connection.execute("SELECT 1")
+            except DATABASE_ERRORS:
+                continue
+            await asyncio.sleep(2 * RETRY_SECONDS)
+            return
+
     async def _rest(self, wake: asyncio.Event) -> None:
         """Wait for a ring, for room, or for the next poll; polls of many workers are spread."""
         try:
@@ -181,7 +196,7 @@ class Engine:
                 )
         except DATABASE_ERRORS as error:
             _warn("claim_failed", error)
-            await asyncio.sleep(_BACKOFF_SECONDS)
+            await self._let_settle()
             return False
         for claimed in claims:
             self._held.take(claimed, asked_at)

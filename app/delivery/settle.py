@@ -22,7 +22,7 @@ from app.messages.status import Status, sources
 _BATCH = 200
 # Long enough to gather the outcomes of one burst, short enough for nobody to notice.
 _GATHER_SECONDS = 0.005
-_RETRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 # The reason of an outcome of which nothing else could be stored.
 _UNTOLD = "not_storable"
 
@@ -73,7 +73,7 @@ class Settler:
                     break
                 # A mail that was delivered must be written down as such, or it is sent again when its lease ends.
                 log.warning("settle_failed", deliveries=len(batch), error=f"{type(error).__name__}: {error}"[:300])
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
         if len(batch) > 1:
             middle = len(batch) // 2
             await self._settle(batch[:middle])

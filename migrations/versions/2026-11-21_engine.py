@@ -70,7 +70,9 @@ def upgrade() -> None:
         sa.Column("warmup_started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("warmup_finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column(
+            "updated_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("weight BETWEEN 0 AND 1000", name=op.f("ck_vmtas_weight")),
         sa.ForeignKeyConstraint(["org_id"], ["organizations.id"], name=op.f("fk_vmtas_org_id")),
