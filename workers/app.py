@@ -24,7 +24,6 @@ from app.core.queue import RECHECK_TASK, SWEEP_TASK, UPKEEP_TASK, make_celery
 from app.delivery.engine import Engine
 
 _STOP_SECONDS = 25
-_NICE = 5
 _DISMISSAL_SECONDS = 3.0
 # Celery replaces a process at once; one that can never start must not keep the machine busy.
 _CRASH_PAUSE_SECONDS = 1.0
@@ -118,8 +117,6 @@ def _start_engine(**_: Any) -> None:
     try:
         reader, writer = tether
         os.close(writer)
-        # What was accepted can wait for the processor, what is to be accepted cannot.
-        os.nice(_NICE)
         engine = EngineThread(reader)
     except Exception as error:
         # Celery would go on without it.

@@ -5,9 +5,8 @@ A carrier takes mail after mail from its lane. How many there may be, and how fa
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +14,7 @@ import structlog
 
 from app.delivery.automation import Suspended
 from app.delivery.egress import NO_VMTA, Egress, Way
+from app.delivery.lane import Carrier, Lane
 from app.delivery.lease import Held
 from app.delivery.limits import SharedLimits
 from app.delivery.outcome import Outcome
@@ -43,36 +43,6 @@ _TRANSACTION = frozenset({Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.CONTENT})
 log = structlog.get_logger(__name__)
 
 _LaneKey = tuple[str, tuple[str, ...], Policy]
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """Mails that may share connections, and the carriers at work on them. `route` is that of the first of them."""
-
-    way: Way
-    route: Route
-    limit_key: str
-    waiting: deque[Held] = field(default_factory=deque)
-    carriers: int = 0
-    connected: int = 0
-    resting: list[asyncio.Future[Held | None]] = field(default_factory=list)
-    crowded_until: float = 0.0
-
-    def put(self, held: Held, *, again: bool = False) -> bool:
-        """Hand a mail to a carrier that rests, or let it wait: first when it expires soon or was here before (`again`).
-
-        Whether it waits.
-        """
-        while self.resting:
-            waiter = self.resting.pop()
-            if not waiter.done():
-                waiter.set_result(held)
-                return False
-        if again or held.claimed.urgent:
-            self.waiting.appendleft(held)
-        else:
-            self.waiting.append(held)
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +85,7 @@ class Lanes:
     def _staff(self, lane: Lane, key: _LaneKey) -> None:
         """One more carrier if there is mail for it. Each opens its connection by itself, so they come one by one."""
         opening = lane.carriers - lane.connected
-        if lane.carriers and (len(lane.waiting) <= opening or lane.carriers >= lane.route.rule.connections):
+        if lane.carriers and (len(lane) <= opening or lane.carriers >= lane.route.rule.connections):
             return
         if lane.connected and asyncio.get_running_loop().time() < lane.crowded_until:
             return
@@ -123,7 +93,7 @@ class Lanes:
         self._start(self._carry(lane, key))
 
     def _staff_again(self, lane: Lane, key: _LaneKey) -> None:
-        if lane.waiting and lane.carriers and not self._stopping:
+        if len(lane) and lane.carriers and not self._stopping:
             self._staff(lane, key)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -133,7 +103,7 @@ class Lanes:
 
     async def _carry(self, lane: Lane, key: _LaneKey) -> None:
         """A carrier's life: until no mail has come for a while, or its slot is wanted elsewhere."""
-        carrier = _Carrier(lane)
+        carrier = Carrier(lane)
         try:
             while (held := await self._next(lane, carrier)) is not None:
                 if lane.connected:
@@ -150,23 +120,22 @@ class Lanes:
             lane.carriers -= 1
             if not lane.carriers:
                 # Nobody is left to carry what came in this very moment.
-                if lane.waiting and not self._stopping:
+                if len(lane) and not self._stopping:
                     self._staff(lane, key)
                 elif self._lanes.get(key) is lane:
                     del self._lanes[key]
-            elif lane.waiting and carrier.refused:
+            elif len(lane) and carrier.refused:
                 # Those that go on may be long at their mails, and there may be room for one more by then.
                 now = asyncio.get_running_loop().time()
                 at = max(lane.crowded_until, now + _STAFF_AGAIN_SECONDS)
                 asyncio.get_running_loop().call_at(at, self._staff_again, lane, key)
 
-    async def _next(self, lane: Lane, carrier: "_Carrier") -> Held | None:
+    async def _next(self, lane: Lane, carrier: Carrier) -> Held | None:
         """The next mail to carry, waited for a while; None when this carrier is not needed any more."""
         rest_until = asyncio.get_running_loop().time() + _IDLE_SECONDS
         while True:
             if self._stopping:
-                self._ends.give_back([*lane.waiting])
-                lane.waiting.clear()
+                self._ends.give_back(lane.take_all())
                 return None
             if carrier.secured is not None and self._limits.should_yield(lane.limit_key, self._connections(lane)):
                 self._dismiss(carrier)
@@ -174,8 +143,8 @@ class Lanes:
             # Others of this lane go on; alone, it queues up for a slot again.
             if carrier.refused and lane.connected:
                 return None
-            if lane.waiting:
-                return lane.waiting.popleft()
+            if (held := lane.take()) is not None:
+                return held
             if carrier.secured is None or asyncio.get_running_loop().time() > rest_until:
                 return None
             if (held := await self._rest(lane)) is not None:
@@ -197,7 +166,7 @@ class Lanes:
         rule = self._egress.rule(lane.way, lane.route)
         return 0 if isinstance(rule, Suspended) else rule.connections
 
-    async def _deliver(self, lane: Lane, carrier: "_Carrier", held: Held) -> None:
+    async def _deliver(self, lane: Lane, carrier: Carrier, held: Held) -> None:
         """One attempt, unless something keeps the mail back."""
         started_at = datetime.now(UTC)
         if held.is_expired:
@@ -234,7 +203,7 @@ class Lanes:
             if isinstance(rule, Rule):
                 if rule.rate is None:
                     return True
-                wait_seconds = await self._limits.take(lane.limit_key, rule.rate, len(lane.waiting) + 1)
+                wait_seconds = await self._limits.take(lane.limit_key, rule.rate, len(lane) + 1)
                 if not wait_seconds:
                     return True
                 self._pace(lane, rule)
@@ -271,7 +240,7 @@ class Lanes:
         if surplus:
             self._ends.park(surplus)
 
-    async def _connected(self, lane: Lane, carrier: "_Carrier", held: Held, started_at: datetime) -> Secured | None:
+    async def _connected(self, lane: Lane, carrier: Carrier, held: Held, started_at: datetime) -> Secured | None:
         """The carrier's connection, opened if need be; None: there is none, and the mail waits again or is settled."""
         if carrier.is_good:
             return carrier.secured
@@ -291,7 +260,7 @@ class Lanes:
             return found
         return None
 
-    async def _open(self, lane: Lane, carrier: "_Carrier") -> Secured | Unreachable | None:
+    async def _open(self, lane: Lane, carrier: Carrier) -> Secured | Unreachable | None:
         """Take a slot and connect. None: there is no slot now, and this one has waited a little for it."""
         if not carrier.has_slot:
             if not await self._limits.acquire(lane.limit_key, self._connections(lane)):
@@ -310,7 +279,7 @@ class Lanes:
         return found
 
     def _unreachable(
-        self, lane: Lane, carrier: "_Carrier", found: Unreachable, held: Held, started_at: datetime
+        self, lane: Lane, carrier: Carrier, found: Unreachable, held: Held, started_at: datetime
     ) -> Outcome | None:
         """What a failed connection means for the mail that wanted it, and for those behind it."""
         if lane.connected and found.status is Status.DEFERRED:
@@ -321,7 +290,7 @@ class Lanes:
             return None
         outcome = unreached(found, lane.route, started_at)
         # Whoever waits behind would only wait for the same hosts in vain.
-        behind, lane.waiting = lane.waiting, deque()
+        behind = lane.take_all()
         for other in behind:
             self._settle(lane, other, outcome)
         return outcome
@@ -341,14 +310,14 @@ class Lanes:
             automation.note_complaint(way.vmta_id or NO_VMTA, lane.route.site, outcome.diagnosis)
         self._ends.settle(held, outcome)
 
-    async def _close(self, carrier: "_Carrier") -> None:
+    async def _close(self, carrier: Carrier) -> None:
         """Close the carrier's connection; its slot is for the next one."""
         secured, carrier.secured = carrier.secured, None
         if secured is not None:
             carrier.lane.connected -= 1
             await secured.connection.quit()
 
-    def _dismiss(self, carrier: "_Carrier") -> None:
+    def _dismiss(self, carrier: Carrier) -> None:
         """Close the carrier's connection in peace, and release its slot when it is closed."""
         secured, carrier.secured = carrier.secured, None
         has_slot, carrier.has_slot = carrier.has_slot, False
@@ -371,8 +340,7 @@ class Lanes:
         """Begin nothing more: give back what waits, let go of those who rest. What is being transmitted goes on."""
         self._stopping = True
         for lane in self._lanes.values():
-            waiting = [*lane.waiting]
-            lane.waiting.clear()
+            waiting = lane.take_all()
             if waiting:
                 self._ends.give_back(waiting)
             for waiter in lane.resting:
@@ -388,24 +356,6 @@ class Lanes:
         """Cancel what did not end in time."""
         for task in self._tasks | self._quitting:
             task.cancel()
-
-
-@dataclass(slots=True, eq=False)
-class _Carrier:
-    """One carrier's connection and its slot. `refused`: it could get none while others have one."""
-
-    lane: Lane
-    secured: Secured | None = None
-    has_slot: bool = False
-    refused: bool = False
-
-    @property
-    def is_good(self) -> bool:
-        """Whether its connection is good for another mail."""
-        if self.secured is None:
-            return False
-        connection = self.secured.connection
-        return connection.is_usable and connection.transactions < self.lane.route.rule.messages_per_connection
 
 
 def _end_rest(waiter: "asyncio.Future[Held | None]") -> None:
