@@ -17,6 +17,7 @@ from app.accounts.models import User
 from app.core.db import Database
 from app.core.ids import new_id
 from app.core.ratelimit import WINDOW_SECONDS
+from app.messages import body
 
 PASSWORD = "correct horse battery staple"
 _numbers = itertools.count()
@@ -87,17 +88,19 @@ async def log_in(client: httpx.AsyncClient, email: str, password: str = PASSWORD
 async def mails_to(database: Database, email: str) -> list[tuple[str, str]]:
     """(subject, text) of every mail that was accepted for the address, oldest first."""
     statement = text(
-        "SELECT m.subject, b.text FROM messages m JOIN message_bodies b ON b.org_id = m.org_id AND b.message_id = m.id "
+        "SELECT m.subject, b.content FROM messages m "
+        "JOIN message_bodies b ON b.org_id = m.org_id AND b.message_id = m.id "
         """WHERE m."to" @> jsonb_build_array(jsonb_build_object('email', CAST(:email AS text))) ORDER BY m.id"""
     )
     async with database.transaction() as session:
-        return [(subject, body) for subject, body in await session.execute(statement, {"email": email})]
+        rows = await session.execute(statement, {"email": email})
+        return [(subject, body.unpack(content).text or "") for subject, content in rows]
 
 
-def token_in(body: str) -> str:
+def token_in(mail: str) -> str:
     """The token that a mail asks to give back."""
-    found = re.search(r'"token": "(pmot_[\w-]{43})"', body)
-    assert found, body
+    found = re.search(r'"token": "(pmot_[\w-]{43})"', mail)
+    assert found, mail
     return found[1]
 
 

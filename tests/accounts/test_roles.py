@@ -30,9 +30,16 @@ SCOPES = {
     "/api/v1/api-keys": "keys",
     "/api/v1/domains": "domains",
     "/api/v1/messages": "messages",
+    "/api/v1/queues": "queues",
     "/api/v1/users": "users",
+    "/api/v1/vmtas": "vmtas",
 }
-EXCEPTIONS = {"POST /api/v1/messages/send": "send"}
+EXCEPTIONS = {
+    "POST /api/v1/messages/send": "send",
+    "POST /api/v1/messages/batch": "send",
+    "POST /api/v1/messages/simulate-delivery": "send",
+    "POST /api/v1/messages/{message_id}/cancel": "send",
+}
 
 
 @pytest.fixture(scope="module")
