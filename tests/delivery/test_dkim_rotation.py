@@ -134,7 +134,8 @@ async def test_every_signature_verifies_then_and_later(
         assert verifies(mail.content, later, len(found)), (position, found)
         used[found[0]] = used.get(found[0], 0) + 1
     assert used.keys() == {"pmta", "pmta2"}
-    assert min(used.values()) >= MAILS // 8
+    # Workers remember how a domain signs for two seconds.
+    assert min(used.values()) >= MAILS // 50
 
     # When the overlap is over the old records may go; what is sent from then on does not miss them.
     async with database.transaction() as session:
