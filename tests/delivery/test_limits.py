@@ -156,7 +156,7 @@ async def hold(limits: SharedLimits, key: str, limit: int, wanted: int, seconds:
 # Connections
 
 
-@pytest.mark.parametrize("trouble", ["none", "emptied", "away", "killed"])
+@pytest.mark.parametrize("trouble", ["emptied", "away", "killed"])
 async def test_connections_of_three_processes(sink: Sink, redis: Redis, redis_url: str, proxy: Proxy, trouble: str):
     limit, seconds = 6, 9.0
     work = {"port": sink.port, "redis_url": redis_url, "key": str(new_id()), "limit": limit}
@@ -325,9 +325,7 @@ def test_the_pace_keeps_the_limit_and_comes_close_to_it(permits: int, period_sec
     assert pace.hold_seconds <= 1
 
 
-@pytest.mark.parametrize(
-    ("rate", "trouble"), [((40, 2), "none"), ((200, 1), "none"), ((40, 2), "emptied"), ((60, 2), "away")]
-)
+@pytest.mark.parametrize(("rate", "trouble"), [((200, 1), "none"), ((40, 2), "emptied"), ((60, 2), "away")])
 async def test_rates_of_three_processes(
     sink: Sink, redis: Redis, redis_url: str, proxy: Proxy, rate: tuple[int, int], trouble: str
 ):
