@@ -59,7 +59,8 @@ def is_drifted() -> bool:
 def revise(slug: str) -> None:
     """Write the migration that takes the migrated schema to the models, to be read and corrected by hand."""
     with _fresh_database():
-        upgrade()
+        # Without partitions: a table that is cut up does not exist before its migration.
+        command.upgrade(_config(), "head")
         command.revision(_config(), message=slug, autogenerate=True)
 
 

@@ -13,9 +13,12 @@ import app.core.idempotency
 import app.delivery.models
 import app.domains.models
 import app.events.models
+import app.inbound.models
 import app.messages.models
 import app.queues.models
-import app.vmtas.models  # noqa: F401 - imported for their tables
+import app.suppressions.models
+import app.vmtas.models
+import app.webhooks.models  # noqa: F401 - imported for their tables
 from app.core.config import get_settings
 from app.core.db import Base, asyncpg_url
 

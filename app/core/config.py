@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     outbound_allow_private_networks: bool | None = None
     webhook_allow_private_networks: bool = False
 
+    inbound_smtp_host: str = "127.0.0.1"
+    inbound_smtp_port: int = Field(default=2525, ge=1, le=65_535)
+    inbound_tls_certificate_file: Path | None = None
+    inbound_tls_key_file: Path | None = None
+
     dkim_overlap_seconds: Seconds = 7 * 86_400
     domain_recheck_seconds: Seconds = 6 * 3600
 

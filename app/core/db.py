@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -45,6 +45,9 @@ DATABASE_ERRORS = (
     TimeoutError,
 )
 
+# `info` of a column that only the database itself fills.
+BY_DATABASE: Final = {"by_database": True}
+
 
 class Base(DeclarativeBase):
     """Base of all models; constraint names are fixed so that migrations can name them."""
@@ -81,10 +84,11 @@ def _text(value: Any) -> str:
 def insert_json(model: type[Base], parameter: str) -> str:
     """SQL that inserts the rows of a JSON array, taken apart by the table's own row type.
 
-    Columns are named, so that a process that is older than the schema leaves the newer ones to their defaults.
+    Columns are named, so that a process that is older than the schema leaves the newer ones to their defaults; those
+    that only the database fills are left to it.
     `parameter` as the driver has it: `:rows` or `$1`.
     """
-    columns = [f'"{column.name}"' for column in model.__table__.columns]
+    columns = [f'"{column.name}"' for column in model.__table__.columns if column.info != BY_DATABASE]
     return (
         f"INSERT INTO {model.__tablename__} ({', '.join(columns)}) "  # noqa: S608 - names of our own
         f"SELECT {', '.join(f'r.{name}' for name in columns)} "

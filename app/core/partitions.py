@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.core import ids
 
 # Children first: a partition may be dropped only after those whose foreign keys point into it.
-TABLES = ("events", "attachments", "message_bodies", "deliveries", "messages")
+TABLES = ("webhook_deliveries", "events", "attachments", "message_bodies", "deliveries", "messages")
 _WEEK = timedelta(weeks=1)
 _WEEKS_AHEAD = 4
 _LOCK = 0x706F7374  # "post": one upkeep at a time

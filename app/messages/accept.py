@@ -229,6 +229,7 @@ def _message(mail: Mail, domain: SendingDomain, terms: Terms) -> dict[str, Any]:
         "batch_id": request.batch_id,
         "track_opens": request.track_opens,
         "track_clicks": request.track_clicks,
+        "track_text": False,
         "vmta": request.vmta,
         "simulated": mail.is_simulated,
         "scheduled_at": request.scheduled_at,

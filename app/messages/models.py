@@ -44,6 +44,8 @@ class Message(Base):
     batch_id: Mapped[str | None]
     track_opens: Mapped[bool]
     track_clicks: Mapped[bool]
+    # Links in the plain text too.
+    track_text: Mapped[bool] = mapped_column(server_default="false")
     # The vMTA or pool that the sender asked for.
     vmta: Mapped[str | None]
     # Nothing of it leaves: how it ends was told beforehand, by a test key's address or by simulate-delivery.

@@ -18,7 +18,7 @@ SUNDAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 MONDAY = datetime(2026, 3, 2, 0, 1, tzinfo=UTC)
 ORGANIZATION = UUID(int=1)
 DOMAIN = UUID(int=2)
-TABLES = ("messages", "message_bodies", "attachments", "deliveries", "events")
+TABLES = ("messages", "message_bodies", "attachments", "deliveries", "events", "webhook_deliveries")
 
 
 @pytest.fixture
@@ -69,7 +69,9 @@ async def put_message(engine: AsyncEngine, moment: datetime, *, queued: bool = F
         INSERT INTO deliveries (org_id, id, message_id, kind, recipient, status)
             VALUES (:org, :delivery, :message, 'to', 'a@b.example', 'queued');
         INSERT INTO events (org_id, id, message_id, delivery_id, type, recipient, occurred_at)
-            VALUES (:org, :event, :message, :delivery, 'queued', 'a@b.example', :now)
+            VALUES (:org, :event, :message, :delivery, 'queued', 'a@b.example', :now);
+        INSERT INTO webhook_deliveries (org_id, id, webhook_id, event_id, event_type, payload)
+            VALUES (:org, :event, :org, :event, 'message.queued', '')
     """
     if queued:
         statements += """;
