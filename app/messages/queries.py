@@ -1,6 +1,7 @@
 """SQL of messages: accepting in one statement, reading back with the status summed up."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -226,3 +227,59 @@ async def cancel(session: AsyncSession, org_id: UUID, message_id: UUID, *, now: 
     if events:
         await session.execute(_TELL, {"events": dumps(events)})
     return len(events)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An event that is told of a copy after its attempts; `sources`: the states from which it moves the copy's own."""
+
+    org_id: UUID
+    delivery_id: UUID
+    event_id: UUID
+    type: str
+    occurred_at: datetime
+    data: dict[str, Any]
+    sources: list[str] | None
+
+
+# Sorted, so that two that move copies of one message do not wait for each other in a circle.
+_RECORD_LATER = """
+    WITH h AS MATERIALIZED (
+        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[], $6::jsonb[], $7::text[])
+        AS h(org_id, delivery_id, id, type, occurred_at, data, sources)
+    ), locked AS MATERIALIZED (
+        SELECT h.id FROM h JOIN deliveries d ON d.org_id = h.org_id AND d.id = h.delivery_id
+        WHERE h.sources IS NOT NULL AND d.status = ANY(h.sources::text[])
+        ORDER BY d.org_id, d.id FOR UPDATE OF d
+    ), moved AS (
+        UPDATE deliveries d
+        SET status = h.type, last_response = coalesce(h.data ->> 'response', d.last_response),
+            category = coalesce(h.data ->> 'category', d.category), settled_at = h.occurred_at
+        FROM h JOIN locked USING (id)
+        WHERE d.org_id = h.org_id AND d.id = h.delivery_id
+        RETURNING h.id
+    ), told AS (
+        INSERT INTO events (org_id, id, message_id, delivery_id, type, recipient, occurred_at, data)
+        SELECT d.org_id, h.id, d.message_id, d.id, h.type, d.recipient, h.occurred_at, h.data
+        FROM h JOIN deliveries d ON d.org_id = h.org_id AND d.id = h.delivery_id
+        WHERE h.sources IS NULL OR h.id IN (SELECT id FROM moved)
+        RETURNING org_id, id, message_id, recipient
+    )
+    SELECT told.id, told.message_id, told.recipient, m.simulated
+    FROM told JOIN messages m ON m.org_id = told.org_id AND m.id = told.message_id
+    """
+
+
+async def record_later(connection: asyncpg.Connection, rows: Sequence[Later]) -> dict[UUID, tuple[UUID, str, bool]]:
+    """Write the events, and move the copies that may move; (message_id, recipient, simulated) of those written."""
+    columns = (
+        [row.org_id for row in rows],
+        [row.delivery_id for row in rows],
+        [row.event_id for row in rows],
+        [row.type for row in rows],
+        [row.occurred_at for row in rows],
+        [row.data for row in rows],
+        [None if row.sources is None else "{" + ",".join(row.sources) + "}" for row in rows],
+    )
+    found = await connection.fetch(_RECORD_LATER, *columns)
+    return {identifier: (message_id, recipient, simulated) for identifier, message_id, recipient, simulated in found}
