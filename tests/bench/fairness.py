@@ -171,9 +171,9 @@ async def take_turn(world: World, bad_tenant: int | None, count: int, per_second
     tarpit = world.hosts[TARPIT]
     before = tarpit.connection_count, world.refusals
     async with AsyncExitStack() as stack:
-        good = await Client(world, 0).open(stack)
-        # Connections are opened, routes found.
-        await send(good, [f"{label}-warm{number}@{GOOD[number % len(GOOD)]}" for number in range(200)], per_second)
+        # Connections to the hosts are opened, routes found.
+        warming = await Client(world, 0).open(stack)
+        await send(warming, [f"{label}-warm{number}@{GOOD[number % len(GOOD)]}" for number in range(200)], per_second)
         bad: asyncio.Task[None] | None = None
         if bad_tenant is not None:
             share = len(GOOD) / 2
@@ -185,6 +185,8 @@ async def take_turn(world: World, bad_tenant: int | None, count: int, per_second
             bad = asyncio.create_task(send(bad_client, misused[head:], per_second / share))
         await asyncio.sleep(3)
         measured = [f"{label}{number}@{GOOD[number % len(GOOD)]}" for number in range(count)]
+        # Connections of its own: the API has closed those that were idle meanwhile.
+        good = await Client(world, 0).open(stack)
         await send(good, measured, per_second)
         await _arrived(world, measured)
         if bad is not None:
