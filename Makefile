@@ -28,8 +28,9 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP) ## Start everything in this terminal; Ctrl-C stops it
 	@exec $(BIN)/postroad run
 
+# Two processes, each with servers of its own: most tests wait more than they compute.
 test: $(STAMP) ## Run the tests (ARGS="-k name" chooses)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## Lint, format, types, import contracts, OpenAPI and migrations
 	$(BIN)/ruff check .

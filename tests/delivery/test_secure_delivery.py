@@ -95,7 +95,9 @@ async def test_an_mx_that_the_policy_does_not_name(trusting: Settings, sender: S
 
 async def test_it_goes_when_the_host_is_good_again(trusting: Settings, sender: Sender) -> None:
     """Deferred, not bounced, and delivered to the proven host at the next attempt."""
-    async with living_in(trusting, "no STARTTLS") as house:
+    # Not before it is asked for.
+    patient = trusting.model_copy(update={"retry_first_seconds": 300})
+    async with living_in(patient, "no STARTTLS") as house:
         publish(house, "required", HOSTS["good"][0])
         async with delivering(house, required=True) as engine:
             message_id = await sender.send(f"ada@{DOMAIN}")
