@@ -29,6 +29,7 @@ from app.messages import routes as messages
 from app.messages.intake import Intake
 from app.messages.notices import SystemMailer
 from app.queues import routes as queues
+from app.suppressions import routes as suppressions
 from app.vmtas import routes as vmtas
 
 _DESCRIPTION = """
@@ -58,7 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(LeanPaths, routes=messages.lean.routes)
     app.add_middleware(RequestMiddleware, large_body_bytes=settings.message_max_bytes * 4 // 3 + 2**20)
     problems.install(app)
-    for noun in (health, accounts, domains, vmtas, messages, queues):
+    for noun in (health, accounts, domains, vmtas, suppressions, messages, queues):
         app.include_router(noun.router)
     app.include_router(messages.lean)
     if settings.mode == "local":

@@ -170,6 +170,8 @@ def body_schema(app: FastAPI, operation: Operation) -> Json | None:
     entry = document["paths"][operation.path][operation.method.lower()]
     if "requestBody" not in entry:
         return None
+    if "application/json" not in entry["requestBody"]["content"]:
+        return None
     schema = entry["requestBody"]["content"]["application/json"]["schema"]
     name = schema.get("$ref", "").rpartition("/")[2]
     found: Json = document["components"]["schemas"][name] if name else schema
@@ -238,6 +240,12 @@ async def _make_vmta(world: World, owner: Organization) -> str:
     return str(response.json()["data"]["vmta"]["id"])
 
 
+async def _make_suppression(world: World, owner: Organization) -> str:
+    body = {"address": f"{new_id()}@walk.example"}
+    response = await world.client.post("/api/v1/suppressions", json=body, headers=owner.key)
+    return str(response.json()["data"]["suppression"]["id"])
+
+
 async def _make_queue(world: World, owner: Organization) -> str:
     return f"{await _make_vmta(world, owner)}@mx1+mx2.walk.example"
 
@@ -257,6 +265,7 @@ FACTORIES = {
     "user_id": Factory(_make_user, "/api/v1/users/{}"),
     "invitation_id": Factory(_make_invitation, "/api/v1/users/invitations/{}"),
     "vmta_id": Factory(_make_vmta, "/api/v1/vmtas/{}"),
+    "suppression_id": Factory(_make_suppression, "/api/v1/suppressions/{}"),
     "queue_id": Factory(_make_queue, "/api/v1/queues/{}"),
 }
 

@@ -97,6 +97,7 @@ async def api(server: tuple[str, FastAPI], client: httpx.AsyncClient, database: 
         body = {"email": helpers.new_email(), "role": "analyst"}
         invited = await there.post("/api/v1/users/invitations", json=body, headers=account.headers)
     vmta = await client.post("/api/v1/vmtas", json={"name": "mta-1"}, headers=account.headers)
+    suppressed = await client.post("/api/v1/suppressions", json={"address": "gone@c.example"}, headers=account.headers)
     ids = {
         "domain_id": domain_id,
         "message_id": message_id,
@@ -104,6 +105,7 @@ async def api(server: tuple[str, FastAPI], client: httpx.AsyncClient, database: 
         "user_id": str(account.user_id),
         "invitation_id": invited.json()["data"]["invitation"]["id"],
         "vmta_id": vmta.json()["data"]["vmta"]["id"],
+        "suppression_id": suppressed.json()["data"]["suppression"]["id"],
         "queue_id": "default@c.example",
     }
     yield Api(server[0], {"X-API-Key": secret}, ids)

@@ -22,8 +22,14 @@ class Suppression(Base):
     __tablename__ = "suppressions"
     __table_args__ = (
         PrimaryKeyConstraint("org_id", "id"),
-        # How accepting and transmitting mail asks; one address is told of once for each tag.
-        Index("uq_suppressions_address", "org_id", "address", "tag", unique=True),
+        # How accepting and transmitting mail asks; one address is told of once for each tag. Its operators find the
+        # beginning of an address too.
+        Index(
+            "uq_suppressions_address",
+            *("org_id", "address", "tag"),
+            unique=True,
+            postgresql_ops={"address": "text_pattern_ops"},
+        ),
         CheckConstraint("reason IN ('hard_bounce', 'complaint', 'unsubscribe', 'manual')", name="reason"),
     )
 

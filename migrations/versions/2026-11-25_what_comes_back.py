@@ -92,7 +92,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["org_id"], ["organizations.id"], name=op.f("fk_suppressions_org_id")),
         sa.PrimaryKeyConstraint("org_id", "id", name=op.f("pk_suppressions")),
     )
-    op.create_index("uq_suppressions_address", "suppressions", ["org_id", "address", "tag"], unique=True)
+    op.create_index(
+        "uq_suppressions_address",
+        "suppressions",
+        ["org_id", "address", "tag"],
+        unique=True,
+        postgresql_ops={"address": "text_pattern_ops"},
+    )
     op.create_table(
         "webhook_cursors",
         sa.Column("org_id", sa.Uuid(), nullable=False),
@@ -126,9 +132,11 @@ def upgrade() -> None:
     op.drop_constraint("pk_events", "events", type_="primary")
     op.create_primary_key("pk_events", "events", ["org_id", "tx", "id"])
     op.add_column("messages", sa.Column("track_text", sa.Boolean(), server_default="false", nullable=False))
+    op.add_column("messages", sa.Column("notice", sa.Boolean(), server_default="false", nullable=False))
 
 
 def downgrade() -> None:
+    op.drop_column("messages", "notice")
     op.drop_column("messages", "track_text")
     op.drop_constraint("pk_events", "events", type_="primary")
     op.drop_column("events", "tx")
