@@ -7,7 +7,7 @@ PostroadError
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,7 +39,7 @@ class Terms:
     """What holds for all mails of one request. `fleet`: the vMTAs that they may leave from.
 
     `outcome` is how every copy ends without being sent, unless its address at the simulator says otherwise and
-    `is_outcome_fixed` is false; None: mail is sent.
+    `is_outcome_fixed` is false; None: mail is sent. `is_notice`: Postroad itself writes to a user of its.
     """
 
     now: datetime
@@ -48,6 +48,7 @@ class Terms:
     api_key_id: UUID | None = None
     outcome: Status | None = None
     is_outcome_fixed: bool = False
+    is_notice: bool = False
 
     def outcome_for(self, recipient: Address) -> Status | None:
         """How the copy to this recipient ends without being sent; None: it is sent."""
@@ -175,12 +176,12 @@ def flaws_below(error: PostroadError, place: str) -> list[Flaw]:
     return [Flaw(place + flaw.pointer, flaw.detail) for flaw in error.flaws]
 
 
-def answer(mail: Mail, terms: Terms) -> schemas.AcceptedMessage:
-    """What its sender is told of an accepted mail."""
+def answer(mail: Mail, terms: Terms, unsent: Container[UUID]) -> schemas.AcceptedMessage:
+    """What its sender is told of an accepted mail; `unsent` are the messages of which every copy is suppressed."""
     request = mail.request
     return schemas.AcceptedMessage(
         id=mail.id,
-        status=mail.status,
+        status=Status.SUPPRESSED if mail.id in unsent else mail.status,
         from_email=request.sender.email,
         to_email=mail.recipients[0].address.email,
         subject=request.subject,
@@ -232,6 +233,7 @@ def _message(mail: Mail, domain: SendingDomain, terms: Terms) -> dict[str, Any]:
         "track_text": False,
         "vmta": request.vmta,
         "simulated": mail.is_simulated,
+        "notice": terms.is_notice,
         "scheduled_at": request.scheduled_at,
         "expires_at": request.expires_at,
         "size_bytes": mail.size_bytes,

@@ -3,8 +3,9 @@
 The errors of `accept`; with several of them, Invalid (batch_rejected).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -16,7 +17,7 @@ from app.domains.service import SendingDomain
 from app.messages import accept
 from app.messages.accept import Mail, Terms
 from app.messages.batch_schemas import BatchAccepted, BatchData, BatchRejected, BatchRequest, Malformed, Refusal
-from app.messages.queries import Store
+from app.messages.intake import Store
 from app.messages.schemas import SendRequest
 from app.vmtas import choice
 
@@ -40,12 +41,12 @@ async def send(
     errors = {index: one for index, one in enumerate(found) if isinstance(one, PostroadError)}
     if errors and request.mode == "strict":
         raise _refused(errors)
-    results = [_result(index, one, terms) for index, one in enumerate(found)]
+    unsent = await store(accept.rows(accepted, terms)) if accepted else frozenset()
+    results = [_result(index, one, terms, unsent) for index, one in enumerate(found)]
     if not accepted:
         error = _refused(errors)
         error.extra["results"] = [result.model_dump(mode="json") for result in results]
         raise error
-    await store(accept.rows(accepted, terms))
     return BatchData(batch_id=request.batch_id, accepted=len(accepted), rejected=len(errors), results=results)
 
 
@@ -84,11 +85,13 @@ def _checked(item: SendRequest | Malformed, batch_id: str | None, terms: Terms) 
         return error
 
 
-def _result(index: int, found: _Accepted | PostroadError, terms: Terms) -> BatchAccepted | BatchRejected:
+def _result(
+    index: int, found: _Accepted | PostroadError, terms: Terms, unsent: Container[UUID]
+) -> BatchAccepted | BatchRejected:
     if isinstance(found, PostroadError):
         document = problem(found.status, found.code, found.detail, request_id=None, flaws=found.flaws)
         return BatchRejected(index=index, error=Refusal(**document))
-    return BatchAccepted(index=index, message=accept.answer(found[0], terms))
+    return BatchAccepted(index=index, message=accept.answer(found[0], terms, unsent))
 
 
 def _refused(errors: Mapping[int, PostroadError]) -> PostroadError:

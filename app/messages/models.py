@@ -50,6 +50,8 @@ class Message(Base):
     vmta: Mapped[str | None]
     # Nothing of it leaves: how it ends was told beforehand, by a test key's address or by simulate-delivery.
     simulated: Mapped[bool] = mapped_column(server_default="false")
+    # One of Postroad's own, to a user of its.
+    notice: Mapped[bool] = mapped_column(server_default="false")
     scheduled_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     size_bytes: Mapped[int]

@@ -1,6 +1,6 @@
 """SQL of messages: accepting in one statement, reading back with the status summed up."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -43,8 +43,6 @@ _COPY_FROM = 12
 _CLOCKS_APART = timedelta(hours=1)
 
 Rows = list[dict[str, Any]]
-# Stores the rows of one request.
-Store = Callable[[dict[str, Rows]], Awaitable[None]]
 
 
 async def accept(session: AsyncSession, tables: dict[str, Rows]) -> None:

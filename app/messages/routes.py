@@ -16,9 +16,8 @@ from app.core.idempotency import Once, OnceKey
 from app.core.pagination import PageQuery
 from app.core.schemas import Envelope
 from app.messages import batch as batches
-from app.messages import batch_schemas, cancel, queries, schemas, service, simulator
-from app.messages.intake import Intake
-from app.messages.queries import Store
+from app.messages import batch_schemas, cancel, schemas, service, simulator
+from app.messages.intake import Intake, Store, store_within
 
 router = APIRouter(prefix="/api/v1/messages", tags=["Messages"], route_class=Route)
 # Those that all mail comes in by.
@@ -31,7 +30,7 @@ def _store(session: AsyncSession, once: Once, request: Request) -> Store:
         intake: Intake = request.app.state.intake
         return intake.store
     after_commit(session, request.app.state.doorbell.ring)
-    return partial(queries.accept, session)
+    return partial(store_within, session)
 
 
 Sender = Annotated[Principal, Depends(Requires(Scope.SEND))]
@@ -60,6 +59,9 @@ async def send(
 ) -> Envelope[schemas.AcceptedData]:
     """Accept a mail for delivery. Once this answers 202 the mail is stored durably and will be delivered, or its
     events will say why not. Send an `Idempotency-Key` so that a repeat after a lost answer cannot send twice.
+
+    Recipients that are suppressed get no copy: theirs end as `suppressed` at once, and the others are sent. When all
+    are, the mail is accepted all the same, with the status `suppressed`.
 
     To try things out, use a test key or `simulate-delivery`: nothing leaves then.
     """

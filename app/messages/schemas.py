@@ -240,11 +240,14 @@ class AcceptedMessage(BaseModel):
     """What is known of a message the moment it is accepted."""
 
     id: UUID
-    status: Status
+    status: Status = Field(
+        description="`queued`, or `pending` until its schedule; `suppressed` when all its recipients are, so that "
+        "nothing of it is sent."
+    )
     from_email: str
     to_email: str
     subject: str
-    recipients: int = Field(description="How many copies will be sent.")
+    recipients: int = Field(description="How many copies there are; those to suppressed recipients are not sent.")
     batch_id: str | None
     simulated: bool = Field(description="Whether nothing of it leaves.")
     created_at: Timestamp
@@ -255,6 +258,11 @@ class EventOut(BaseModel):
     """One thing that happened to one recipient's copy, with whatever is known of it. What is not known is absent.
 
     `sent`: the mail went to a host, `mx` at `mx_address`, which is yet to say whether it takes it.
+
+    `suppressed`: the mail was not sent, because its recipient is suppressed: when it was accepted, in place of
+    `queued`, or before it was to be transmitted. `reason` is that of the suppression (`hard_bounce complaint
+    unsubscribe manual`), `suppression_id` its id, and `tag` the one under which it holds; none when it holds for all
+    mail.
 
     How an attempt ended (`delivered deferred soft_bounced hard_bounced failed`): its number, `attempt`; `reason`, for
     programs; `response`, the host's answer in one line or why there was none, with its `code` and `enhanced_code` and

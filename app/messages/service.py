@@ -21,8 +21,8 @@ from app.domains.service import SendingDomain
 from app.mail import address
 from app.mail.address import Address
 from app.messages import accept, body, queries, schemas
+from app.messages.intake import Store, store_within
 from app.messages.models import Message
-from app.messages.queries import Store
 from app.messages.schemas import Filters, SendRequest, SimulateRequest
 from app.messages.status import PRECEDENCE, Status
 from app.vmtas import choice
@@ -53,14 +53,15 @@ async def _send(
     await accept.check_sender(session, principal, terms)
     mail = accept.check(request, terms)
     domain = await accept.sending_domain(session, principal, request.sender.domain, terms)
-    await store(accept.rows([(mail, domain)], terms))
-    return accept.answer(mail, terms)
+    unsent = await store(accept.rows([(mail, domain)], terms))
+    return accept.answer(mail, terms, unsent)
 
 
 async def send_own(session: AsyncSession, request: SendRequest, domain: SendingDomain, settings: Settings) -> None:
     """Accept a mail that Postroad writes itself; no caller's rights are asked for. The caller rings."""
-    terms = accept.Terms(datetime.now(UTC), settings, await choice.load(session, domain.org_id))
-    await queries.accept(session, accept.rows([(accept.check(request, terms), domain)], terms))
+    fleet = await choice.load(session, domain.org_id)
+    terms = accept.Terms(datetime.now(UTC), settings, fleet, is_notice=True)
+    await store_within(session, accept.rows([(accept.check(request, terms), domain)], terms))
 
 
 async def simulate(
@@ -82,8 +83,8 @@ async def simulate(
     message, again = await _again(session, principal, wanted)
     mail = accept.check(again, terms)
     domain = SendingDomain(message.org_id, message.domain_id, again.sender.domain)
-    await store(accept.rows([(mail, domain)], terms))
-    return accept.answer(mail, terms)
+    unsent = await store(accept.rows([(mail, domain)], terms))
+    return accept.answer(mail, terms, unsent)
 
 
 async def _again(session: AsyncSession, principal: Principal, message_id: UUID) -> tuple[Message, SendRequest]:
