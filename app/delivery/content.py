@@ -37,7 +37,7 @@ class Signing:
 class Prepared:
     """One message ready to be composed; composed and signed once, whoever of its recipients comes first."""
 
-    __slots__ = ("_composing", "_content", "_octets", "_signing", "smtputf8")
+    __slots__ = ("_composing", "_content", "_octets", "_signing", "is_notice", "smtputf8", "tags")
 
     def __init__(self, content: Content, signing: Signing) -> None:
         self._content: Content | None = content
@@ -45,6 +45,8 @@ class Prepared:
         self._octets: bytes | None = None
         self._composing: asyncio.Task[None] | None = None
         self.smtputf8 = False
+        self.tags = content.tags
+        self.is_notice = content.notice
 
     @property
     def return_path_domain(self) -> str:

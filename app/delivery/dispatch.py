@@ -10,8 +10,8 @@ from typing import Any
 
 import structlog
 
-from app.core.db import DATABASE_ERRORS
-from app.delivery import simulator
+from app.core.db import DATABASE_ERRORS, Database
+from app.delivery import simulator, sparing
 from app.delivery.content import Loader, Prepared
 from app.delivery.egress import Egress, Wait, Way
 from app.delivery.holdings import Holdings
@@ -24,6 +24,7 @@ from app.delivery.routing import Route, Router, Unreachable
 from app.delivery.tally import Taken
 from app.delivery.transmit import unreached
 from app.messages.status import Status
+from app.suppressions.service import Suppressed
 
 # Loads may not crowd settling and renewing out of the connection pool.
 _LOADS_MAX = 2
@@ -53,6 +54,7 @@ class Dispatcher:
 
     def __init__(
         self,
+        database: Database,
         loader: Loader,
         router: Router,
         egress: Egress,
@@ -61,6 +63,7 @@ class Dispatcher:
         fates: Fates,
         start: Start,
     ) -> None:
+        self._database = database
         self._loader = loader
         self._router = router
         self._egress = egress
@@ -74,9 +77,10 @@ class Dispatcher:
 
     async def dispatch(self, chunk: Sequence[Held]) -> None:
         """Load the chunk's messages, then let each delivery go its way."""
-        prepared = await self._load(chunk)
-        if prepared is None:
+        loaded = await self._load(chunk)
+        if loaded is None:
             return
+        prepared, suppressed = loaded
         by_domain: defaultdict[str, list[Held]] = defaultdict(list)
         now = datetime.now(UTC)
         for held in chunk:
@@ -89,6 +93,8 @@ class Dispatcher:
             elif held.prepared is None:
                 detail = "the domain has no usable DKIM key"
                 self._fates.settle(held, Outcome(Status.DEFERRED, "no_signing_key", detail, now, now))
+            elif (why := suppressed.get((claimed.org_id, claimed.delivery_id))) is not None:
+                self._fates.settle(held, sparing.outcome(why, now))
             else:
                 by_domain[claimed.domain].append(held)
         for domain, mails in by_domain.items():
@@ -99,13 +105,16 @@ class Dispatcher:
                 # A slow DNS must not keep the others of this chunk waiting.
                 self._start(self._find_route(domain, mails))
 
-    async def _load(self, chunk: Sequence[Held]) -> dict[Key, Prepared] | None:
-        """The chunk's messages; None when they could not be had, and what follows from that has been done."""
+    async def _load(self, chunk: Sequence[Held]) -> tuple[dict[Key, Prepared], dict[Key, Suppressed]] | None:
+        """The chunk's messages, and which deliveries are not to be sent any more; None when that could not be had, and
+        what follows from it has been done.
+        """
         # What is simulated is never composed.
         keys = {(held.claimed.org_id, held.claimed.message_id) for held in chunk if held.claimed.simulated is None}
         try:
             async with self._loads:
-                return await self._loader.load(keys) if keys else {}
+                prepared = await self._loader.load(keys) if keys else {}
+                return prepared, await sparing.find(self._database, chunk, prepared)
         except DATABASE_ERRORS as error:
             _warn("load_failed", error)
             # The leases end by themselves and another attempt is made then: nothing is lost, nothing was sent.

@@ -72,7 +72,9 @@ class Engine:
         self._held = Holdings(settings, self._router.connections)
         fates = Fates(self._settler.add, self._park_soon, self._give_back_soon, self._let_go)
         loader = Loader(self._database, settings.return_path_domain)
-        self._dispatcher = Dispatcher(loader, self._router, self._egress, self._limits, self._held, fates, self._start)
+        self._dispatcher = Dispatcher(
+            self._database, loader, self._router, self._egress, self._limits, self._held, fates, self._start
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._wake_urgent = asyncio.Event()

@@ -10,6 +10,7 @@ from app.core.config import Settings
 from app.mail.diagnosis import Diagnosis
 from app.mail.reply import Phase, Reply
 from app.messages.status import Status
+from app.suppressions.service import Suppressed
 
 # Attempts beyond this wait the longest delay anyhow; without a bound the power would overflow.
 _MAX_DOUBLINGS = 20
@@ -40,8 +41,9 @@ class Claimed:
 class Outcome:
     """How an attempt ended. `reason` is stable and meant for programs; `reply` the host's own words, if any.
 
-    `status` is delivered, deferred, soft_bounced, hard_bounced or failed. `sent_at` is when the final dot went out.
-    From which vMTA and to which provider it went is filled in by the lane. `was_begun` false: no attempt was made.
+    `status` is delivered, deferred, soft_bounced, hard_bounced, failed or suppressed, then with what suppresses it.
+    `sent_at` is when the final dot went out. From which vMTA and to which provider it went is filled in by the lane.
+    `was_begun` false: no attempt was made.
     """
 
     status: Status
@@ -64,6 +66,7 @@ class Outcome:
     source_address: str | None = None
     sent_at: datetime | None = None
     was_begun: bool = True
+    suppressed: Suppressed | None = None
 
     @property
     def response(self) -> str:
@@ -72,6 +75,8 @@ class Outcome:
 
     def facts(self) -> dict[str, Any]:
         """What an event tells of it."""
+        if self.suppressed is not None:
+            return self.suppressed.facts()
         facts = {
             "reason": self.reason,
             "mx": self.host,

@@ -164,6 +164,8 @@ class Content:
     cc: list[dict[str, Any]]
     reply_to: list[dict[str, Any]]
     subject: str
+    tags: list[str]
+    notice: bool
     created_at: datetime
     scheduled_at: datetime | None
     size_bytes: int
@@ -191,8 +193,8 @@ EventRow = tuple[UUID, UUID, UUID, UUID, str, str, datetime, dict[str, Any]]
 
 # Named as Content's fields are; the files in the order of File's.
 _CONTENT = """
-    SELECT m.org_id, m.id, m.domain_id, m.sender, m."to", m.cc, m.reply_to, m.subject, m.created_at, m.scheduled_at,
-           m.size_bytes, b.content
+    SELECT m.org_id, m.id, m.domain_id, m.sender, m."to", m.cc, m.reply_to, m.subject, m.tags, m.notice,
+           m.created_at, m.scheduled_at, m.size_bytes, b.content
     FROM unnest($1::uuid[], $2::uuid[]) AS k(org_id, id)
     JOIN messages m ON m.org_id = k.org_id AND m.id = k.id
     JOIN message_bodies b ON b.org_id = k.org_id AND b.message_id = k.id
@@ -264,7 +266,7 @@ async def park(connection: asyncpg.Connection, claims: Collection[Claimed], due:
 async def settle(connection: asyncpg.Connection, rows: Sequence[Settled], events: Sequence[EventRow]) -> set[Key]:
     """Write outcomes of deliveries that are still held; returns the (org_id, delivery_id) of those.
 
-    In one transaction; the events of the others are left out.
+    The events of the others are left out. To be called in a transaction.
     """
     columns = (
         *_leases([row.claimed for row in rows]),
@@ -277,11 +279,10 @@ async def settle(connection: asyncpg.Connection, rows: Sequence[Settled], events
         [row.next_attempt_at for row in rows],
         [row.sources for row in rows],
     )
-    async with connection.transaction():
-        kept = {(org_id, delivery_id) for org_id, delivery_id in await connection.fetch(_SETTLE, *columns)}
-        if len(kept) < len(rows):
-            events = [event for event in events if (event[0], event[3]) in kept]
-        await connection.copy_records_to_table("events", records=events, columns=_EVENT_COLUMNS)
+    kept = {(org_id, delivery_id) for org_id, delivery_id in await connection.fetch(_SETTLE, *columns)}
+    if len(kept) < len(rows):
+        events = [event for event in events if (event[0], event[3]) in kept]
+    await connection.copy_records_to_table("events", records=events, columns=_EVENT_COLUMNS)
     return kept
 
 

@@ -16,8 +16,10 @@ from app.core.schemas import rfc3339
 from app.delivery import queries, simulator
 from app.delivery.lease import Held
 from app.delivery.outcome import Claimed, Outcome, retry_delay_seconds
-from app.delivery.queries import EventRow, Settled
+from app.delivery.queries import EventRow, Key, Settled
 from app.messages.status import Status, sources
+from app.suppressions import service as suppressions
+from app.suppressions.service import Entry
 
 _BATCH = 200
 # Long enough to gather the outcomes of one burst, short enough for nobody to notice.
@@ -89,12 +91,16 @@ class Settler:
     async def _write(self, batch: Sequence[tuple[Held, Outcome]]) -> None:
         rows: list[Settled] = []
         events: list[EventRow] = []
+        bounced: dict[Key, Entry] = {}
         for held, outcome in batch:
             row = _settled(held.claimed, outcome, self._settings)
             rows.append(row)
             events += _events(row, outcome)
-        async with self._database.bare() as connection:
+            if _blames_address(held.claimed, outcome):
+                bounced[row.claimed.org_id, row.claimed.delivery_id] = _suppression(row)
+        async with self._database.bare() as connection, connection.transaction():
             kept = await queries.settle(connection, rows, events)
+            await suppressions.note(connection, [entry for key, entry in bounced.items() if key in kept])
         for row in rows:
             claimed = row.claimed
             if (claimed.org_id, claimed.delivery_id) in kept:
@@ -127,6 +133,18 @@ def _settled(claimed: Claimed, outcome: Outcome, settings: Settings) -> Settled:
         next_attempt_at=next_attempt_at,
         sources=came_from,
     )
+
+
+def _blames_address(claimed: Claimed, outcome: Outcome) -> bool:
+    """Whether the address itself is bad: nothing else may suppress a recipient."""
+    diagnosis = outcome.diagnosis if outcome.status is Status.HARD_BOUNCED else None
+    return diagnosis is not None and diagnosis.address_level and claimed.simulated is None
+
+
+def _suppression(row: Settled) -> Entry:
+    claimed = row.claimed
+    address = claimed.recipient.casefold()
+    return Entry(claimed.org_id, address, "hard_bounce", message_id=claimed.message_id, detail=row.response)
 
 
 def _events(row: Settled, outcome: Outcome) -> list[EventRow]:
