@@ -15,6 +15,8 @@ from tests.faults.house import House, Process
 DOMAIN = "bench.test"
 SITE = "recipients.test"
 WORKER_PROCESSES = 2
+# Addresses that the tenant's mail spares; none of them is sent to.
+SUPPRESSIONS = 5000
 SETTINGS = {
     # As many connections to the sink as Postfix has.
     "SITE_CONNECTIONS": "20",
@@ -63,6 +65,14 @@ async def running(directory: Path, sink: sinks.Sink, sites: Sequence[str] = (SIT
                 domains.publish(zone, created)
                 assert (await tenant.verify(created["id"]))["verified"]
                 key = (await domains.with_key(tenant)).headers["X-API-Key"]
+                await _suppress(client, key)
             yield Postroad(house, key, api.pid)
         finally:
             house.close()
+
+
+async def _suppress(client: httpx.AsyncClient, key: str) -> None:
+    lines = "\n".join(f"spared{number}@{SITE}" for number in range(SUPPRESSIONS))
+    headers = {"X-API-Key": key, "Content-Type": "text/csv"}
+    added = await client.post("/api/v1/suppressions/import", content=lines, headers=headers)
+    assert added.status_code == 200, added.text
