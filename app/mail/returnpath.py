@@ -3,10 +3,13 @@
 import base64
 import binascii
 import hmac
+import re
 from typing import Final
 from uuid import UUID
 
 LOCAL_CHARACTERS: Final = 62
+# Finds what could be one of our local parts in any text; only `decode` knows.
+SHAPE: Final = re.compile(r"(?<![A-Za-z0-9])[bB][A-Za-z2-7]{61}(?![A-Za-z0-9])")
 _PREFIX = "b"
 _TAG_OCTETS = 6
 _CONTEXT = b"postroad return path\x00"
