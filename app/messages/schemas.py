@@ -261,8 +261,8 @@ class EventOut(BaseModel):
 
     `suppressed`: the mail was not sent, because its recipient is suppressed: when it was accepted, in place of
     `queued`, or before it was to be transmitted. `reason` is that of the suppression (`hard_bounce complaint
-    unsubscribe manual`), `suppression_id` its id, and `tag` the one under which it holds; none when it holds for all
-    mail.
+    unsubscribe manual`; `suppressed` when it is simulated), `suppression_id` its id, and `tag` the one under which it
+    holds; none when it holds for all mail.
 
     How an attempt ended (`delivered deferred soft_bounced hard_bounced failed`): its number, `attempt`; `reason`, for
     programs; `response`, the host's answer in one line or why there was none, with its `code` and `enhanced_code` and

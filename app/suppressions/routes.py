@@ -47,12 +47,12 @@ async def create(
     body: schemas.NewSuppression, principal: Caller, session: Transaction, once: OnceKey, response: Response
 ) -> Envelope[schemas.SuppressionData]:
     """Send no more mail to an address, or no more that carries a tag. What is accepted for it from now on ends as
-    `suppressed`, and so does what waits to be sent: it is asked for again before each transmission. The other
-    recipients of a mail get theirs. Simulated mail is not held back.
+    `suppressed`, and so does what waits to be sent, once it is due; only what is with a worker at this moment may
+    still go out. The other recipients of a mail get theirs. Simulated mail is not held back.
 
     Hard bounces of the address itself, complaints and unsubscribes suppress by themselves. The list is the whole
-    organization's, also for keys that are restricted to domains. An address that is suppressed already, under the same
-    tag, stays as it is, with the reason of the first time: the answer is 200 then.
+    organization's, also for keys that are restricted to domains and for test keys. An address that is suppressed
+    already, under the same tag, stays as it is, with the reason of the first time: the answer is 200 then.
     """
     await once.begin(principal.org_id, principal.id)
     suppression, is_new = await service.add(session, principal.org_id, body)

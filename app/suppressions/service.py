@@ -37,8 +37,8 @@ _EXPORT_PAGE = 1000
 class Asked:
     """A copy that is to be sent: whose, to whom (as it stands in the mail), under which tags.
 
-    `is_notice`: one of Postroad's own mails to its users. These leave from an operator's organization, and whoever
-    has unsubscribed from that one's news must still be able to get a new password: only bounces hold them back.
+    `is_notice`: one of Postroad's own mails to its users. These leave from an operator's organization, and who wants
+    no news from that one must still be able to get a new password: only a hard bounce holds them back.
     """
 
     org_id: UUID
