@@ -170,6 +170,7 @@ def body_schema(app: FastAPI, operation: Operation) -> Json | None:
     entry = document["paths"][operation.path][operation.method.lower()]
     if "requestBody" not in entry:
         return None
+    # A file has tests of its own.
     if "application/json" not in entry["requestBody"]["content"]:
         return None
     schema = entry["requestBody"]["content"]["application/json"]["schema"]

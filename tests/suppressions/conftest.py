@@ -3,17 +3,15 @@
 import httpx
 import pytest
 
-from tests.dnsd import DnsServer
-from tests.factories.senders import make_sender
-from tests.suppressions.helpers import Keeper
+from tests.suppressions.helpers import Keeper, make_keeper
 
 
 @pytest.fixture
-async def keeper(client: httpx.AsyncClient, dns: DnsServer) -> Keeper:
-    return Keeper(await make_sender(client, dns))
+async def keeper(client: httpx.AsyncClient) -> Keeper:
+    return await make_keeper(client)
 
 
 @pytest.fixture
-async def stranger(client: httpx.AsyncClient, dns: DnsServer) -> Keeper:
+async def stranger(client: httpx.AsyncClient) -> Keeper:
     """Another organization."""
-    return Keeper(await make_sender(client, dns))
+    return await make_keeper(client)

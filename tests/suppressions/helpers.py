@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import httpx
 
-from tests.factories.senders import Sender
+from tests.accounts import helpers
 
 URL = "/api/v1/suppressions"
 Json = dict[str, Any]
@@ -15,12 +16,15 @@ Json = dict[str, Any]
 class Keeper:
     """Who keeps it, by the API."""
 
-    sender: Sender
+    client: httpx.AsyncClient
+    org_id: UUID
+    user: dict[str, str]
+    key: dict[str, str]
 
     async def ask(self, method: str, path: str = "", **how: Any) -> httpx.Response:
         """The answer, whatever it is."""
-        headers = self.sender.key | how.pop("headers", {})
-        return await self.sender.client.request(method, f"{URL}{path}", headers=headers, **how)
+        headers = self.key | how.pop("headers", {})
+        return await self.client.request(method, f"{URL}{path}", headers=headers, **how)
 
     async def get(self, path: str = "", **params: Any) -> Json:
         """`data` of a good answer."""
@@ -48,3 +52,10 @@ class Keeper:
         assert response.status_code in {200, 201}, response.text
         data: Json = response.json()["data"]
         return data
+
+
+async def make_keeper(client: httpx.AsyncClient) -> Keeper:
+    """A new organization with a key that may do everything."""
+    account = await helpers.register(client)
+    _, secret = await helpers.mint(client, account.headers)
+    return Keeper(client, account.org_id, account.headers, {"X-API-Key": secret})

@@ -9,12 +9,12 @@ from tests.suppressions.helpers import Keeper
 
 
 async def test_it_is_noted_once(keeper: Keeper, stranger: Keeper, database: Database) -> None:
-    org_id, message_id = keeper.sender.org_id, new_id()
+    org_id, message_id = keeper.org_id, new_id()
     entries = [
         Entry(org_id, "a@example.com", "complaint", message_id=message_id, detail="x" * 2000),
         Entry(org_id, "a@example.com", "manual"),
         Entry(org_id, "a@example.com", "unsubscribe", tag="news"),
-        Entry(stranger.sender.org_id, "a@example.com", "hard_bounce"),
+        Entry(stranger.org_id, "a@example.com", "hard_bounce"),
     ]
     async with database.bare() as connection:
         await note(connection, [])
@@ -31,7 +31,7 @@ async def test_it_is_noted_once(keeper: Keeper, stranger: Keeper, database: Data
 async def test_those_who_note_the_same_in_different_orders_do_not_block_each_other(
     keeper: Keeper, database: Database
 ) -> None:
-    org_id = keeper.sender.org_id
+    org_id = keeper.org_id
     entries = [Entry(org_id, f"u{number}@example.com", "manual") for number in range(200)]
 
     async def tell(order: int) -> None:
@@ -44,7 +44,7 @@ async def test_those_who_note_the_same_in_different_orders_do_not_block_each_oth
 
 
 async def test_whom_it_stops(keeper: Keeper, stranger: Keeper, database: Database) -> None:
-    org_id = keeper.sender.org_id
+    org_id = keeper.org_id
     entries = [
         Entry(org_id, "all@example.com", "unsubscribe"),
         Entry(org_id, "news@example.com", "complaint", tag="news"),
@@ -60,7 +60,7 @@ async def test_whom_it_stops(keeper: Keeper, stranger: Keeper, database: Databas
             "news": Asked(org_id, "news@example.com", ["sale", "news"]),
             "both": Asked(org_id, "both@example.com", ["news"]),
             "nobody": Asked(org_id, "nobody@example.com", ["news"]),
-            "theirs": Asked(stranger.sender.org_id, "all@example.com", []),
+            "theirs": Asked(stranger.org_id, "all@example.com", []),
             "notice": Asked(org_id, "all@example.com", [], is_notice=True),
             "notice to both": Asked(org_id, "both@example.com", ["news"], is_notice=True),
             "notice to gone": Asked(org_id, "gone@example.com", [], is_notice=True),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,6 @@ from sqlalchemy import text
 from app.core.db import Database
 from app.core.ids import new_id
 from tests.accounts import helpers
-from tests.factories.senders import Sender
 from tests.suppressions.helpers import Keeper
 
 
@@ -175,10 +175,8 @@ async def test_others_see_and_change_nothing_of_it(keeper: Keeper, stranger: Kee
 async def test_the_list_is_the_whole_organizations(keeper: Keeper) -> None:
     """A key that is restricted to domains sees all of it."""
     suppression = await keeper.suppress("a@example.com")
-    sender = keeper.sender
-    _, secret = await helpers.mint(sender.client, sender.user, scopes=["suppressions"], domains=[sender.domain])
-    key = {"X-API-Key": secret}
-    restricted = Keeper(Sender(sender.client, sender.org_id, sender.domain, sender.domain_id, sender.user, key))
+    _, secret = await helpers.mint(keeper.client, keeper.user, scopes=["suppressions"], domains=["mail.example.com"])
+    restricted = replace(keeper, key={"X-API-Key": secret})
     assert (await restricted.get())["suppressions"] == [suppression]
 
 
@@ -198,7 +196,7 @@ async def test_repeats_with_an_idempotency_key(keeper: Keeper) -> None:
 async def test_who_is_suspended_may_only_read(keeper: Keeper, database: Database) -> None:
     suspend = text("UPDATE organizations SET suspended_at = now(), suspension_reason = 'spam' WHERE id = :id")
     async with database.transaction() as session:
-        await session.execute(suspend, {"id": keeper.sender.org_id})
+        await session.execute(suspend, {"id": keeper.org_id})
     answer = await keeper.ask("POST", json={"address": "a@example.com"})
     helpers.assert_problem(answer, 403, "organization_suspended")
     assert (await keeper.ask("DELETE", params={"address": "a@example.com"})).status_code == 403
