@@ -26,6 +26,7 @@ from app.core.body import StrictRequest
 from app.core.crypto import digest
 from app.core.db import Database
 from app.core.errors import Forbidden, PostroadError, Unauthenticated
+from app.core.networks import IpAddress, client_address, subscriber
 from app.core.ratelimit import Limit
 
 __all__ = [
@@ -46,13 +47,10 @@ _CACHE_SECONDS = 1.5
 _CACHE_ENTRIES = 10_000
 _KEY = re.compile(r"(pmta_(?:test_)?[0-9a-f]{8})_[0-9A-Za-z]{32}")
 _READING = {"GET", "HEAD"}
-# One subscriber holds a whole /64 (RFC 6177), so counting single IPv6 addresses would count nothing.
-_IPV6_SUBSCRIBER_BITS = 64
 
 _BEARER = HTTPBearer(scheme_name="bearer", description="An access token from log-in, or an API key.", auto_error=False)
 _API_KEY = APIKeyHeader(name="X-API-Key", scheme_name="apiKey", description="An API key, `pmta_…`.", auto_error=False)
 
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 ValueT = TypeVar("ValueT")
 
@@ -213,18 +211,7 @@ async def limit_address(request: Request) -> None:
 
 def address_subject(request: Request) -> str:
     """The client as rate limits count it: an IPv4 address, an IPv6 subscriber's /64, or `unknown`."""
-    address = _client_address(request)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((int(address), _IPV6_SUBSCRIBER_BITS), strict=False))
-    return str(address) if address else "unknown"
-
-
-def _client_address(request: Request) -> IpAddress | None:
-    try:
-        address = ipaddress.ip_address(request.client.host if request.client else "")
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
+    return subscriber(request.client.host if request.client else "")
 
 
 async def _authenticate(request: Request, bearer: str | None, api_key: str | None) -> Principal:
@@ -236,7 +223,7 @@ async def _authenticate(request: Request, bearer: str | None, api_key: str | Non
     database: Database = request.app.state.database
     if api_key is None and not credential.startswith("pmta_"):
         return await _user_principal(database, credential)
-    return await _key_principal(database, credential, _client_address(request))
+    return await _key_principal(database, credential, client_address(request.client.host if request.client else ""))
 
 
 async def _user_principal(database: Database, token: str) -> Principal:

@@ -1,4 +1,4 @@
-"""Which IP addresses belong to the public internet: those that a tenant may have Postroad connect to."""
+"""IP addresses: which are public, so that a tenant may have Postroad connect there, and which are one subscriber's."""
 
 import ipaddress
 
@@ -10,6 +10,10 @@ _NOT_PUBLIC_V4 = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 # Protocol assignments (Teredo, ORCHID), documentation, 6to4.
 _NOT_PUBLIC_V6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+# One subscriber holds a whole /64 (RFC 6177), so counting single IPv6 addresses would count nothing.
+_SUBSCRIBER_BITS = 64
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: str) -> bool:
@@ -28,3 +32,20 @@ def is_public(address: str) -> bool:
     if ip.scope_id is not None or ip not in _GLOBAL_UNICAST:
         return False
     return ip.is_global and not any(ip in network for network in _NOT_PUBLIC_V6)
+
+
+def client_address(text: str) -> IpAddress | None:
+    """The address of who has connected, an IPv4 address in IPv6 form as what it is; None for what is no address."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def subscriber(text: str) -> str:
+    """The client at an address as limits count it: an IPv4 address, an IPv6 subscriber's /64, or `unknown`."""
+    address = client_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((int(address), _SUBSCRIBER_BITS), strict=False))
+    return str(address) if address else "unknown"
