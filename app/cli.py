@@ -25,6 +25,8 @@ from app.core import log
 from app.core.config import Settings, get_settings
 from app.delivery import shaping
 from app.delivery.shaping import ShapingError
+from app.inbound import process as inbound
+from app.inbound.listener import ListenError
 from app.local import mailbox, servers, stack
 from app.local.children import SUPERVISOR_PID
 from app.local.errors import StartupError
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         sys.stderr.write("".join(f"postroad: {flaw}\n" for flaw in _flaws(error)))
         return EXIT_USAGE
-    except (StartupError, ShapingError) as error:
+    except (StartupError, ShapingError, ListenError) as error:
         sys.stderr.write(f"postroad: {error}\n")
         return EXIT_FAILURE
     except OSError as error:
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "everything in one terminal, with embedded servers and a local mailbox"),
         ("api", _api, "the HTTP API"),
         ("worker", _worker, "a worker: delivers mail"),
+        ("inbound", _inbound, "the SMTP listener: takes bounces and complaints, and reads them"),
         ("beat", _beat, "the clock: rings for due and abandoned work; one per installation"),
         ("migrate", _migrate, "bring the database's schema up to date"),
     ):
@@ -128,6 +131,13 @@ def _worker(_: argparse.Namespace) -> int:
             f"--loglevel={settings.log_level}",
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         )
+
+
+def _inbound(_: argparse.Namespace) -> int:
+    with _environment(_BOTH) as settings:
+        log.configure(settings)
+        asyncio.run(inbound.run(settings))
+    return 0
 
 
 def _beat(_: argparse.Namespace) -> int:

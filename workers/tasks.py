@@ -9,6 +9,7 @@ from app.core.queue import RECHECK_TASK, RING_TASK, SWEEP_TASK, UPKEEP_TASK
 from app.delivery import service
 from app.delivery.engine import Engine
 from app.domains import service as domains
+from app.inbound import service as inbound
 from app.mail.dns import Resolver
 from app.messages.notices import SystemMailer
 from workers import app as worker
@@ -32,8 +33,13 @@ def sweep() -> None:
 
 @worker.celery.task(name=UPKEEP_TASK)  # type: ignore[untyped-decorator]
 def upkeep() -> None:
-    """Make the partitions to come and drop those past retention."""
-    _run(lambda database: service.upkeep_partitions(database, worker.settings))
+    """Make the partitions to come and drop those past retention; forget mails that came back long ago."""
+
+    async def keep_up(database: Database) -> None:
+        await service.upkeep_partitions(database, worker.settings)
+        await inbound.upkeep(database)
+
+    _run(keep_up)
 
 
 @worker.celery.task(name=RECHECK_TASK)  # type: ignore[untyped-decorator]

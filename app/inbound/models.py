@@ -27,7 +27,7 @@ class InboundMail(Base):
     helo: Mapped[str]
     mail_from: Mapped[str]
     recipients: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    # Zstandard.
+    # Zstandard. Emptied when it has been read, if it is large.
     content: Mapped[bytes] = mapped_column(LargeBinary)
     attempt: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
