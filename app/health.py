@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -18,14 +19,24 @@ from app.core.errors import responses
 from app.core.schemas import Envelope
 from app.delivery import service as delivery
 from app.delivery.service import Overview
+from app.inbound import service as inbound
+from app.inbound.service import Overview as InboundOverview
 
 router = APIRouter(tags=["Health"])
 
-# A queue that waits longer than this while its mail is due has no working worker.
-_QUEUE_AGE_LIMIT_SECONDS = 120.0
+# What waits longer than this while it is due has nobody who works at it.
+_DUE_LIMIT_SECONDS = 120.0
 _CHECK_TIMEOUT_SECONDS = 3
 
 Db = Annotated[Database, Depends(database)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the database tells."""
+
+    queue: Overview
+    inbound: InboundOverview
 
 
 class Check(BaseModel):
@@ -39,7 +50,7 @@ class Health(BaseModel):
     """`ok`; `degraded` when mail still flows but something is missing; `failing` when it does not."""
 
     status: Literal["ok", "degraded", "failing"]
-    checks: dict[str, Check] = Field(description="postgres, redis, workers and queue")
+    checks: dict[str, Check] = Field(description="postgres, redis, workers, queue and inbound")
 
 
 class HealthData(BaseModel):
@@ -64,10 +75,10 @@ class Failing(BaseModel):
 )
 async def health(request: Request, db: Db) -> JSONResponse:
     """Whether Postgres, Redis, a worker and the queue are well. 503 only when mail cannot be accepted."""
-    overview, redis = await asyncio.gather(_overview(db), _redis(request))
-    postgres_well = isinstance(overview, Overview) or await _answers(db)
-    answers = Check(status="ok", detail="answers") if postgres_well else Check(status="failing", detail=str(overview))
-    checks = {"postgres": answers, "redis": redis, **_flow(overview)}
+    look, redis = await asyncio.gather(_look(db), _redis(request))
+    postgres_well = isinstance(look, _Look) or await _answers(db)
+    answers = Check(status="ok", detail="answers") if postgres_well else Check(status="failing", detail=str(look))
+    checks = {"postgres": answers, "redis": redis, **_flow(look)}
     well = all(check.status == "ok" for check in checks.values())
     status: Any = "ok" if well else "degraded" if postgres_well else "failing"
     data = HealthData(health=Health(status=status, checks=checks))
@@ -76,10 +87,10 @@ async def health(request: Request, db: Db) -> JSONResponse:
     return JSONResponse(Envelope(data=data).model_dump())
 
 
-async def _overview(db: Database) -> Overview | str:
+async def _look(db: Database) -> _Look | str:
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), db.transaction() as session:
-            return await delivery.overview(session)
+            return _Look(await delivery.overview(session), await inbound.overview(session))
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         return f"does not answer ({type(error).__name__})"
 
@@ -102,20 +113,25 @@ async def _redis(request: Request) -> Check:
     return Check(status="ok", detail="answers")
 
 
-def _flow(overview: Overview | str) -> dict[str, Check]:
-    if isinstance(overview, str):
+def _flow(look: _Look | str) -> dict[str, Check]:
+    if isinstance(look, str):
         unknown = Check(status="failing", detail="unknown: the look at the queue failed")
-        return {"workers": unknown, "queue": unknown}
-    age = overview.oldest_due_seconds
-    late = age > _QUEUE_AGE_LIMIT_SECONDS
-    alive = len(overview.workers)
+        return {"workers": unknown, "queue": unknown, "inbound": unknown}
+    queue, alive = look.queue, len(look.queue.workers)
     return {
         "workers": Check(status="ok" if alive else "failing", detail=f"{alive} with a heartbeat"),
-        "queue": Check(
-            status="failing" if late else "ok",
-            detail=f"{overview.due} due, {overview.queued} in all; the oldest waits {age:.0f} s",
+        "queue": _timely(
+            queue.oldest_due_seconds,
+            f"{queue.due} due, {queue.queued} in all; the oldest waits {queue.oldest_due_seconds:.0f} s",
+        ),
+        "inbound": _timely(
+            look.inbound.due_seconds, f"{look.inbound.unread} to be read; due for {look.inbound.due_seconds:.0f} s"
         ),
     }
+
+
+def _timely(due_seconds: float, detail: str) -> Check:
+    return Check(status="failing" if due_seconds > _DUE_LIMIT_SECONDS else "ok", detail=detail)
 
 
 @router.get(
@@ -130,8 +146,7 @@ def _flow(overview: Overview | str) -> dict[str, Check]:
 )
 async def metrics(db: Db, accept: Annotated[str, Header(max_length=1000)] = "") -> Response:
     """In Prometheus' text format; with `Accept: application/json` as a list of samples."""
-    overview = await _overview(db)
-    families = list(REGISTRY.collect()) + list(_families(overview))
+    families = list(REGISTRY.collect()) + list(_families(await _look(db)))
     if "application/json" in accept:
         samples = [
             {"name": sample.name, "labels": sample.labels, "value": sample.value}
@@ -153,20 +168,20 @@ class _Collected(CollectorRegistry):
         yield from self._families
 
 
-def _families(overview: Overview | str) -> Iterator[Metric]:
+def _families(look: _Look | str) -> Iterator[Metric]:
     up = GaugeMetricFamily("postroad_database_up", "Whether Postgres answers.")
-    up.add_metric([], float(isinstance(overview, Overview)))
+    up.add_metric([], float(isinstance(look, _Look)))
     yield up
-    if isinstance(overview, str):
+    if isinstance(look, str):
         return
+    queue = look.queue
     gauges = {
-        "postroad_queue_deliveries": ("Deliveries in the queue.", overview.queued),
-        "postroad_queue_due_deliveries": ("Deliveries in the queue whose time has come.", overview.due),
-        "postroad_queue_oldest_due_seconds": (
-            "How long the oldest due delivery has waited.",
-            overview.oldest_due_seconds,
-        ),
-        "postroad_workers": ("Worker processes with a heartbeat.", len(overview.workers)),
+        "postroad_queue_deliveries": ("Deliveries in the queue.", queue.queued),
+        "postroad_queue_due_deliveries": ("Deliveries in the queue whose time has come.", queue.due),
+        "postroad_queue_oldest_due_seconds": ("How long the oldest due delivery has waited.", queue.oldest_due_seconds),
+        "postroad_workers": ("Worker processes with a heartbeat.", len(queue.workers)),
+        "postroad_inbound_unread_mails": ("Mails that came back and were not read yet.", look.inbound.unread),
+        "postroad_inbound_due_seconds": ("For how long the first of them has been due.", look.inbound.due_seconds),
     }
     for name, (documentation, value) in gauges.items():
         gauge = GaugeMetricFamily(name, documentation)
@@ -175,7 +190,15 @@ def _families(overview: Overview | str) -> Iterator[Metric]:
     outcomes = CounterMetricFamily(
         "postroad_attempts", "Attempts ended, by worker and outcome.", labels=["worker", "outcome"]
     )
-    for worker in overview.workers:
+    for worker in queue.workers:
         for outcome, count in worker.outcomes.items():
             outcomes.add_metric([f"{worker.host}:{worker.pid}", outcome], count)
     yield outcomes
+    mails = CounterMetricFamily(
+        "postroad_inbound_mails",
+        "Mails that came back, by what they are and what followed.",
+        labels=["kind", "verdict"],
+    )
+    for kind, verdict, count in look.inbound.counts:
+        mails.add_metric([kind, verdict], count)
+    yield mails

@@ -49,7 +49,7 @@ async def api(own: Settings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]
     async with running(own) as found:
         yield found
         async with found[0].state.database.transaction() as session:
-            await session.execute(text("TRUNCATE workers, delivery_queue"))
+            await session.execute(text("TRUNCATE workers, delivery_queue, inbound_mails, inbound_counts"))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_all_is_well(api):
     await beat(app.state.database)
     found = await health(client)
     assert (found["status"], failing(found)) == ("ok", set())
-    assert set(found["checks"]) == {"postgres", "redis", "workers", "queue"}
+    assert set(found["checks"]) == {"postgres", "redis", "workers", "queue", "inbound"}
 
 
 async def test_a_worker_is_alive_while_its_heart_beats(api):
@@ -140,6 +140,28 @@ async def test_mail_that_waits_too_long(api):
     assert 121 <= samples["postroad_queue_oldest_due_seconds"] < 180
 
 
+async def test_reports_that_nobody_reads(api):
+    app, client = api
+    await beat(app.state.database)
+    statement = (
+        "INSERT INTO inbound_mails (id, client_address, helo, mail_from, recipients, content, next_attempt_at) "
+        "VALUES (:id, '', '', '', '{}', '', now() - make_interval(secs => :due))"
+    )
+    async with app.state.database.transaction() as session:
+        for due_seconds in (-60, 121):
+            await session.execute(text(statement), {"id": new_id(), "due": due_seconds})
+        await session.execute(text("INSERT INTO inbound_counts VALUES ('failure', 'applied', 3), ('refused', 'x', 1)"))
+    found = await health(client)
+    assert (found["status"], failing(found)) == ("degraded", {"inbound"})
+    assert found["checks"]["inbound"]["detail"].startswith("2 to be read; due for 12")
+    samples = await metrics(client)
+    assert samples["postroad_inbound_unread_mails"] == 2
+    assert 121 <= samples["postroad_inbound_due_seconds"] < 180
+    lines = (await client.get("/metrics")).text.splitlines()
+    assert 'postroad_inbound_mails_total{kind="failure",verdict="applied"} 3.0' in lines
+    assert 'postroad_inbound_mails_total{kind="refused",verdict="x"} 1.0' in lines
+
+
 @pytest.mark.parametrize("away", ["refused", "silent"])
 async def test_redis_away(own: Settings, silence: str, away: str):
     url = f"redis://{NOBODY if away == 'refused' else silence}/0"
@@ -161,7 +183,7 @@ async def test_postgres_away(own: Settings, silence: str, away: str):
         started = time.monotonic()
         found = await health(client, 503)
         assert time.monotonic() - started < 9
-        assert (found["status"], failing(found)) == ("failing", {"postgres", "workers", "queue"})
+        assert (found["status"], failing(found)) == ("failing", {"postgres", "workers", "queue", "inbound"})
         samples = await metrics(client)
         assert samples["postroad_database_up"] == 0
         assert "postroad_workers" not in samples
