@@ -20,6 +20,7 @@ from cryptography.x509.oid import NameOID
 from app.core.config import Settings
 from app.core.db import Database
 from app.local import mailstore, zone
+from app.local.answers import Answers
 from app.local.mailstore import Mailstore
 from app.local.nameserver import Nameserver
 
@@ -34,10 +35,11 @@ CERTIFICATE_LIFE = timedelta(days=3650)
 
 
 class Handler:
-    """aiosmtpd's hooks: magic recipients at RCPT, storage at the end of DATA."""
+    """aiosmtpd's hooks: magic recipients at RCPT, storage and reports at the end of DATA."""
 
-    def __init__(self, store: Mailstore) -> None:
+    def __init__(self, store: Mailstore, answers: Answers | None) -> None:
         self._store = store
+        self._answers = answers
         self._deferred: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
@@ -55,7 +57,7 @@ class Handler:
         return "250 2.1.5 Recipient OK"
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: SmtpEnvelope) -> str:  # noqa: N802
-        """Store the mail; 452 when the disk refuses."""
+        """Store the mail, and answer it if it is to be; 452 when the disk refuses."""
         content = envelope.content
         if not isinstance(content, bytes):
             return "554 5.3.5 The mailbox takes bytes only"
@@ -72,6 +74,8 @@ class Handler:
         except OSError as error:
             log.error("mailbox_write_failed", error=str(error))
             return "452 4.3.1 The mailbox cannot be written"
+        if self._answers is not None:
+            self._answers.consider(received.mail_from, received.rcpt_to, content)
         return f"250 2.0.0 Kept as {mail_id}"
 
     def _was_deferred(self, mail_from: str, rcpt_to: str) -> bool:
@@ -85,9 +89,9 @@ class Handler:
         return False
 
 
-async def start_smtp(directory: Path, port: int = 0) -> asyncio.Server:
+async def start_smtp(directory: Path, port: int = 0, answers: Answers | None = None) -> asyncio.Server:
     """Serve SMTP on loopback, storing into `directory`/new. Raises OSError when the port is taken."""
-    handler = Handler(Mailstore(directory / "new"))
+    handler = Handler(Mailstore(directory / "new"), answers)
     tls = _tls_context(directory)
     loop = asyncio.get_running_loop()
     return await loop.create_server(
@@ -115,7 +119,7 @@ async def run(settings: Settings, *, smtp_port: int, dns_port: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     database = Database(settings, pool_size=2)
     nameserver = Nameserver(zone.answerer(database))
-    smtp = await start_smtp(settings.data_dir / "mailbox", smtp_port)
+    smtp = await start_smtp(settings.data_dir / "mailbox", smtp_port, Answers(settings, zone.MAIL_HOST))
     try:
         await nameserver.start(HOST, dns_port)
         log.info("mailbox_listening", smtp_port=smtp.sockets[0].getsockname()[1], dns_port=nameserver.port)

@@ -56,7 +56,8 @@ def run(settings: Settings, migrate: Callable[[], None]) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, stop.request)
     with _only_instance(settings.data_dir):
-        _wait_for_port(settings, stop)
+        _wait_for_port(stop, "HTTP", settings.http_host, settings.http_port)
+        _wait_for_port(stop, "INBOUND_SMTP", settings.inbound_smtp_host, settings.inbound_smtp_port)
         say(f"data in {settings.data_dir}")
         missing = [name for name in ("DATABASE_URL", "REDIS_URL") if not getattr(settings, name.lower())]
         with servers.embedded(settings.data_dir, missing) as urls, _mailbox_ports(settings) as ports:
@@ -112,6 +113,7 @@ def _children(ports: tuple[int, int] | None) -> list[Child]:
     children = [
         Child("api", ("api",), stop_timeout_seconds=25),
         Child("worker", ("worker",), stop_timeout_seconds=40),
+        Child("inbound", ("inbound",), stop_timeout_seconds=20),
         Child("beat", ("beat",), stop_timeout_seconds=10),
     ]
     if ports is not None:
@@ -126,7 +128,7 @@ async def _announce(settings: Settings, ports: tuple[int, int] | None, credentia
     base_url = _base_url(settings)
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-        while not (await _is_healthy(client, base_url) and await _listens(ports)):
+        while not (await _is_healthy(client, base_url) and await _listens(settings, ports)):
             if time.monotonic() > deadline:
                 return f"Not all answers within {READY_TIMEOUT_SECONDS} s; see {base_url}/health."
             await asyncio.sleep(0.2)
@@ -134,6 +136,7 @@ async def _announce(settings: Settings, ports: tuple[int, int] | None, credentia
     lines = {
         "API": f"{base_url}/api/v1",
         "Documentation": f"{base_url}/docs",
+        "Reports": f"taken by SMTP at {settings.inbound_smtp_host}, port {settings.inbound_smtp_port}",
         "Delivery": f"to the local mailbox, {base_url}/local/mailbox" if ports else delivery,
     }
     if credentials is not None:
@@ -152,10 +155,11 @@ async def _is_healthy(client: httpx.AsyncClient, base_url: str) -> bool:
         return False
 
 
-async def _listens(ports: tuple[int, int] | None) -> bool:
-    for port in ports or ():
+async def _listens(settings: Settings, ports: tuple[int, int] | None) -> bool:
+    inbound = (_reachable(settings.inbound_smtp_host), settings.inbound_smtp_port)
+    for host, port in (inbound, *((LOOPBACK, port) for port in ports or ())):
         try:
-            _, writer = await asyncio.open_connection(LOOPBACK, port)
+            _, writer = await asyncio.open_connection(host, port)
         except OSError:
             return False
         writer.close()
@@ -188,22 +192,21 @@ def _only_instance(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _wait_for_port(settings: Settings, stop: Stop) -> None:
-    """Raises StartupError when HTTP_PORT cannot be had."""
+def _wait_for_port(stop: Stop, name: str, host: str, port: int) -> None:
+    """Raises StartupError when the port of the settings `name`_HOST and `name`_PORT cannot be had."""
     deadline = time.monotonic() + PORT_WAIT_SECONDS
-    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
-    where = f"HTTP_HOST {settings.http_host}, HTTP_PORT {settings.http_port}"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while not stop.is_wanted():
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((settings.http_host, settings.http_port))
+                probe.bind((host, port))
                 return
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    raise StartupError(f"{where}: {error.strerror}.") from error
+                    raise StartupError(f"{name}_HOST {host}, {name}_PORT {port}: {error.strerror}.") from error
                 if time.monotonic() > deadline:
-                    sentence = f"Port {settings.http_port} is taken by another program; set HTTP_PORT to a free one."
+                    sentence = f"Port {port} is taken by another program; set {name}_PORT to a free one."
                     raise StartupError(sentence) from error
         time.sleep(0.2)
 
@@ -241,5 +244,10 @@ def _free_port() -> int:
 
 def _base_url(settings: Settings) -> str:
     """Where the API answers on this machine."""
-    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
+    host = _reachable(settings.http_host)
     return f"http://[{host}]:{settings.http_port}" if ":" in host else f"http://{host}:{settings.http_port}"
+
+
+def _reachable(host: str) -> str:
+    """An address of this machine at which whoever listens on `host` answers."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104

@@ -31,6 +31,7 @@ async def fail(directory: Path, *arguments: str, **settings: str) -> tuple[int, 
         ("run", {"POSTROAD_MODE": "production"}, "SECRET_KEY must be set"),
         ("api", {}, "SECRET_KEY must be set"),
         ("worker", {}, "SECRET_KEY must be set"),
+        ("inbound", {}, "SECRET_KEY must be set"),
         ("beat", {}, "SECRET_KEY must be set"),
         ("migrate", {}, "SECRET_KEY must be set"),
         ("api", {"SECRET_KEY": "short"}, "SECRET_KEY must be set"),
@@ -54,9 +55,9 @@ async def test_a_taken_port_is_told(directory: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        status, output = await fail(directory, "run", HTTP_PORT=port)
+        status, output = await fail(directory, "run", HTTP_PORT=str(harness.free_port()), INBOUND_SMTP_PORT=port)
     assert status == 1
-    assert output == f"postroad: Port {port} is taken by another program; set HTTP_PORT to a free one."
+    assert output == f"postroad: Port {port} is taken by another program; set INBOUND_SMTP_PORT to a free one."
 
 
 async def test_an_address_of_another_machine_is_told(directory: Path) -> None:

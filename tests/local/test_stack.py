@@ -116,7 +116,7 @@ async def test_first_mail_then_ctrl_c_then_everything_is_still_there(directory: 
     port = harness.free_port()
     credentials = await run(directory, commands, port)
     assert credentials["base_url"] == f"http://127.0.0.1:{port}"
-    last_lines = [line for line in commands[0].lines if line.startswith("postroad|")][-5:]
+    last_lines = [line for line in commands[0].lines if line.startswith("postroad|")][-6:]
     assert last_lines[-1].endswith("ready; Ctrl-C stops everything")
     for shown in (f":{port}/api/v1", f":{port}/docs", f":{port}/local/mailbox", "dev-credentials.json"):
         assert any(shown in line for line in last_lines), shown
@@ -148,6 +148,10 @@ async def test_first_mail_then_ctrl_c_then_everything_is_still_there(directory: 
     assert [mail["subject"] for mail in await mailbox(again)] == ["Grüße"]
     await status_of(again, await send(again, "ada@example.com", "Second"), "delivered")
     assert [one["result"] for one in (await mailbox(again))[0]["dkim"]] == ["pass", "pass"]
+    # These are taken, and come back a moment later.
+    late, disliked = await send(again, "latebounce@example.com"), await send(again, "complain@example.com")
+    assert await status_of(again, late, "hard_bounced") == "hard_bounced"
+    assert await status_of(again, disliked, "complained") == "complained"
     commands[1].process.terminate()
     assert await commands[1].ended() == 0, commands[1].output
     assert processes_of(directory) == []
@@ -176,7 +180,7 @@ async def test_a_child_that_dies_is_started_again_and_a_killed_supervisor_leaves
     port = harness.free_port()
     credentials = await run(directory, commands, port)
     children = children_of(commands[0])
-    assert children.keys() == {"api", "worker", "beat", "mailbox"}
+    assert children.keys() == {"api", "worker", "inbound", "beat", "mailbox"}
     children["worker"].kill()
     children["mailbox"].kill()
     await commands[0].wait_for(r"worker ended with status -9; starting it again", 30)
@@ -206,7 +210,7 @@ async def test_with_nameservers_set_delivery_is_real(directory: Path, commands: 
         message_id = await send(credentials, "ada@example.com")
         await status_of(credentials, message_id, "delivered")
         assert await mailbox(credentials) == []
-        assert children_of(commands[0]).keys() == {"api", "worker", "beat"}
+        assert children_of(commands[0]).keys() == {"api", "worker", "inbound", "beat"}
         assert len(host.mails) == 1
         commands[0].press_ctrl_c()
         assert await commands[0].ended() == 0, commands[0].output
