@@ -50,7 +50,8 @@ async def about(sender: Sender, database: Database) -> list[Copy]:
 async def test_each_mail_bears_on_its_own_copy(port: int, about: list[Copy], database: Database, to: str) -> None:
     replies = []
     for begin in range(0, len(CORPUS), _A_MESSAGE):
-        async with greeted(port) as wire:
+        # Other tests' mails of this minute come from another client.
+        async with greeted(port, source="127.0.8.1" if to == "the return path" else "127.0.8.2") as wire:
             for wanted, copy in list(zip(CORPUS, about, strict=True))[begin : begin + _A_MESSAGE]:
                 await offer(wire, copy.return_path if to == "the return path" else f"abuse@{PLATFORM}")
                 # As it would be had it been sent for this copy; where it stands encoded, it stays that of nobody.
