@@ -21,7 +21,8 @@ class Happening:
     """One thing that happened to one copy; `type` and `data` as its event will tell them.
 
     `hard_bounced` and `complained` change the copy's status, and `data` may name the `response` and `category` that it
-    shows then.
+    shows then. `early` is laid over `data` when it happened less than two seconds after the copy had been handed over,
+    or before that: sooner than a person can have read it.
     """
 
     org_id: UUID
@@ -30,6 +31,7 @@ class Happening:
     occurred_at: datetime
     data: dict[str, Any] = field(default_factory=dict)
     event_id: UUID = field(default_factory=ids.new_id)
+    early: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,12 @@ class Told:
     is_simulated: bool
 
 
-async def record(connection: asyncpg.Connection, happenings: Sequence[Happening]) -> list[Told]:
+async def record(connection: asyncpg.Connection, happenings: Sequence[Happening], *, again: bool = False) -> list[Told]:
     """Write events, and move statuses, in one statement; those that were written, in the order given.
 
     Left out: what tells of copies that do not exist (any more), and a status that the copy cannot come to, such as a
-    second hard bounce: the late and the repeated change nothing. Raises DATABASE_ERRORS.
+    second hard bounce: the late and the repeated change nothing. `again`: the answer to an earlier attempt was lost, so
+    some may have been written then, and are left out too. Raises DATABASE_ERRORS.
     """
     # In one statement a copy can move once only.
     firsts: dict[tuple[UUID, UUID, str], Happening] = {}
@@ -55,10 +58,14 @@ async def record(connection: asyncpg.Connection, happenings: Sequence[Happening]
         firsts.setdefault((one.org_id, one.delivery_id, one.type if moves else str(one.event_id)), one)
     rows = [
         queries.Later(
-            one.org_id, one.delivery_id, one.event_id, one.type, one.occurred_at, one.data, _sources(one.type)
+            *(one.org_id, one.delivery_id, one.event_id, one.type, one.occurred_at, one.data, one.early),
+            _sources(one.type),
         )
         for one in firsts.values()
     ]
+    if again:
+        written = await queries.written_later(connection, rows)
+        rows = [row for row in rows if row.event_id not in written]
     found = await queries.record_later(connection, rows)
     return [Told(one, *found[one.event_id]) for one in firsts.values() if one.event_id in found]
 

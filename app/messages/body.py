@@ -5,10 +5,13 @@ Half the octets of a usual mail, and so half of what is written to disk for it, 
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import zstandard
+
+# In a text or HTML it is replaced, when the mail is sent, by where the copy's recipient unsubscribes.
+UNSUBSCRIBE_URL: Final = "{{unsubscribe_url}}"
 
 _LEVEL = 1
 # What zstd frames begin with (RFC 8878 section 3.1.1); bodies of older installations are JSON as it is.

@@ -2,7 +2,7 @@
 
 import binascii
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
@@ -17,6 +17,7 @@ MAX_METADATA_CHARACTERS = 1000
 MAX_HEADERS = 50
 MAX_TAGS = 10
 MAX_METADATA = 50
+HTML_AND_TEXT: Final = "html_and_text"
 
 _NAMED_KEYS = {"email", "name"}
 
@@ -83,6 +84,12 @@ def _check_metadata_value(value: object) -> str | bool | int | float:
     return value
 
 
+def _check_track_clicks(value: object) -> object:
+    if not isinstance(value, bool) and value != HTML_AND_TEXT:
+        raise ValueError(f'must be true, false or "{HTML_AND_TEXT}"')
+    return value
+
+
 # Plain: what is read once needs no second look by pydantic, and addresses are most of the work of a mail.
 AddressField = Annotated[
     Address,
@@ -111,6 +118,11 @@ MetadataValue = Annotated[
     Any,
     PlainValidator(_check_metadata_value),
     WithJsonSchema({"type": ["string", "boolean", "number"], "maxLength": MAX_METADATA_CHARACTERS}),
+]
+TrackClicks = Annotated[
+    bool | Literal["html_and_text"],
+    PlainValidator(_check_track_clicks),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "const": HTML_AND_TEXT}]}),
 ]
 Subject = Annotated[str, Field(max_length=MAX_SUBJECT_CHARACTERS), AfterValidator(_check_subject)]
 Headers = Annotated[

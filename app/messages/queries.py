@@ -229,7 +229,11 @@ async def cancel(session: AsyncSession, org_id: UUID, message_id: UUID, *, now: 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """An event that is told of a copy after its attempts; `sources`: the states from which it moves the copy's own."""
+    """An event that is told of a copy after its attempts.
+
+    `early` is laid over `data` within two seconds of the copy's end; `sources`: the states from which it moves the
+    copy's own.
+    """
 
     org_id: UUID
     delivery_id: UUID
@@ -237,14 +241,16 @@ class Later:
     type: str
     occurred_at: datetime
     data: dict[str, Any]
+    early: dict[str, Any]
     sources: list[str] | None
 
 
 # Sorted, so that two that move copies of one message do not wait for each other in a circle.
 _RECORD_LATER = """
     WITH h AS MATERIALIZED (
-        SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[], $6::jsonb[], $7::text[])
-        AS h(org_id, delivery_id, id, type, occurred_at, data, sources)
+        SELECT * FROM unnest(
+            $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[], $6::jsonb[], $7::jsonb[], $8::text[])
+        AS h(org_id, delivery_id, id, type, occurred_at, data, early, sources)
     ), locked AS MATERIALIZED (
         SELECT h.id FROM h JOIN deliveries d ON d.org_id = h.org_id AND d.id = h.delivery_id
         WHERE h.sources IS NOT NULL AND d.status = ANY(h.sources::text[])
@@ -258,7 +264,9 @@ _RECORD_LATER = """
         RETURNING h.id
     ), told AS (
         INSERT INTO events (org_id, id, message_id, delivery_id, type, recipient, occurred_at, data)
-        SELECT d.org_id, h.id, d.message_id, d.id, h.type, d.recipient, h.occurred_at, h.data
+        SELECT d.org_id, h.id, d.message_id, d.id, h.type, d.recipient, h.occurred_at,
+               CASE WHEN h.occurred_at < coalesce(d.settled_at, 'infinity') + interval '2 seconds'
+                    THEN h.data || h.early ELSE h.data END
         FROM h JOIN deliveries d ON d.org_id = h.org_id AND d.id = h.delivery_id
         WHERE h.sources IS NULL OR h.id IN (SELECT id FROM moved)
         RETURNING org_id, id, message_id, recipient
@@ -277,7 +285,21 @@ async def record_later(connection: asyncpg.Connection, rows: Sequence[Later]) ->
         [row.type for row in rows],
         [row.occurred_at for row in rows],
         [row.data for row in rows],
+        [row.early for row in rows],
         [None if row.sources is None else "{" + ",".join(row.sources) + "}" for row in rows],
     )
     found = await connection.fetch(_RECORD_LATER, *columns)
     return {identifier: (message_id, recipient, simulated) for identifier, message_id, recipient, simulated in found}
+
+
+_WRITTEN_LATER = """
+    SELECT e.id FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS h(org_id, delivery_id, id)
+    JOIN deliveries d ON d.org_id = h.org_id AND d.id = h.delivery_id
+    JOIN events e ON e.org_id = d.org_id AND e.message_id = d.message_id AND e.id = h.id
+    """
+
+
+async def written_later(connection: asyncpg.Connection, rows: Sequence[Later]) -> set[UUID]:
+    """The ids of those among these events that are there already."""
+    columns = ([row.org_id for row in rows], [row.delivery_id for row in rows], [row.event_id for row in rows])
+    return {identifier for (identifier,) in await connection.fetch(_WRITTEN_LATER, *columns)}

@@ -28,12 +28,19 @@ from app.messages.fields import (
     Recipients,
     Subject,
     Tags,
+    TrackClicks,
 )
 from app.messages.status import Status
 
 MAX_ATTACHMENTS = 100
 # Mail that expires this soon after it becomes due goes before the other.
 URGENT_WITHIN = timedelta(minutes=15)
+
+_BODY = "`{{unsubscribe_url}}` in it becomes the address at which the copy's recipient unsubscribes."
+_TAGS = (
+    "Never leave in headers. Whoever unsubscribes may choose one of them, and gets other mail as before; so the "
+    "unsubscribe page shows them."
+)
 
 # What OpenAPI says of the defaults. They are made anew for each mail: pydantic deep-copies a default that is given as
 # a value, and that takes a tenth of all the time of a mail in a batch.
@@ -94,22 +101,30 @@ class SendRequest(Body):
     bcc: Recipients = Field(default_factory=list, json_schema_extra=_NONE)
     reply_to: Recipients = Field(default_factory=list, json_schema_extra=_NONE)
     subject: Subject
-    html: Text | None = None
-    text: Text | None = None
+    html: Text | None = Field(default=None, description=_BODY)
+    text: Text | None = Field(default=None, description=_BODY)
     headers: Headers = Field(
         default_factory=dict,
         json_schema_extra=_NO_FIELDS,
-        description="Further header fields; those that Postroad writes are refused.",
+        description="Further header fields; those that Postroad writes are refused. Unless you give a "
+        "`List-Unsubscribe` of your own, every copy gets one, with one-click unsubscribing (RFC 8058).",
     )
     attachments: list[AttachmentIn] = Field(default_factory=list, json_schema_extra=_NONE, max_length=MAX_ATTACHMENTS)
-    tags: Tags = Field(default_factory=list, json_schema_extra=_NONE, description="Never leave in headers.")
+    tags: Tags = Field(default_factory=list, json_schema_extra=_NONE, description=_TAGS)
     metadata: Metadata = Field(
         default_factory=dict,
         json_schema_extra=_NO_FIELDS,
         description="Yours; never leaves in headers, comes back on every event.",
     )
-    track_opens: StrictBool = False
-    track_clicks: StrictBool = False
+    track_opens: StrictBool = Field(
+        default=False, description="Put a pixel into the HTML, and tell by events `opened` when it is fetched."
+    )
+    track_clicks: TrackClicks = Field(
+        default=False,
+        description="Lead the http(s) links of the HTML over Postroad, and tell by events `clicked` when they are "
+        "followed; `html_and_text`: those of the plain text too. A link with the attribute "
+        '`data-postroad-track="off"` stays as it is.',
+    )
     scheduled_at: TimestampInput | None = Field(default=None, description="Not sent before; at most 30 days ahead.")
     expires_at: TimestampInput | None = Field(
         default=None,
@@ -232,7 +247,7 @@ class MessageOut(MessageSummary):
     reply_to: list[AddressOut]
     size_bytes: int
     track_opens: bool
-    track_clicks: bool
+    track_clicks: TrackClicks
     recipients: list[RecipientOut]
 
 
@@ -271,6 +286,14 @@ class EventOut(BaseModel):
     own way out. How it was protected: `tls`, `tls_version`; `tls_policy`, what was demanded of the connection, by us
     or by the recipient's domain (`opportunistic required mta_sts mta_sts_testing dane`); `tls_verified`, whether the
     host proved to be the right one; `tls_failure`, why it did not where that is only reported.
+
+    What its reader does (`opened clicked`), as often as it is seen: `agent`, by whom or what (`person`; `proxy`, for a
+    person; `prefetch`, whether anybody reads or not; `scanner`, in search of danger; `crawler`; `unknown`), and
+    `is_bot`, whether it is not to be counted as a person's doing: clicks within two seconds of the delivery are not.
+    `client`, the program or service where it is known; `user_agent`; `ip`, the network that it came from, no more of
+    the address than /24 (IPv6: /48). `clicked`: the `url` it led to.
+
+    `unsubscribed`: by which `method` (`one_click page`), and the `tag` where not all mail is meant; `user_agent`, `ip`.
     """
 
     model_config = ConfigDict(extra="allow")

@@ -20,7 +20,7 @@ from app.core.pagination import Page, Pagination
 from app.domains.service import SendingDomain
 from app.mail import address
 from app.mail.address import Address
-from app.messages import accept, body, queries, schemas
+from app.messages import accept, body, fields, queries, schemas
 from app.messages.intake import Store, store_within
 from app.messages.models import Message
 from app.messages.schemas import Filters, SendRequest, SimulateRequest
@@ -120,9 +120,13 @@ async def _again(session: AsyncSession, principal: Principal, message_id: UUID) 
         tags=message.tags,
         metadata=message.custom,
         track_opens=message.track_opens,
-        track_clicks=message.track_clicks,
+        track_clicks=_track_clicks(message),
         batch_id=message.batch_id,
     )
+
+
+def _track_clicks(message: Message) -> fields.TrackClicks:
+    return fields.HTML_AND_TEXT if message.track_text else message.track_clicks
 
 
 def _built(stored: dict[str, Any]) -> Address:
@@ -159,7 +163,7 @@ async def get(session: AsyncSession, principal: Principal, message_id: UUID) -> 
         reply_to=[schemas.AddressOut(**one) for one in message.reply_to],
         size_bytes=message.size_bytes,
         track_opens=message.track_opens,
-        track_clicks=message.track_clicks,
+        track_clicks=_track_clicks(message),
         recipients=[
             schemas.RecipientOut(
                 email=delivery.recipient,

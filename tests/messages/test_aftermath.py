@@ -1,6 +1,6 @@
 """What is learnt of a copy later: told once, and only of what is there."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -85,3 +85,39 @@ async def test_nothing_is_told_of_what_is_not_there_or_anothers(client, dns, dat
         for type in ("hard_bounced", "complained", "opened"):
             assert await tell(database, Happening(org_id, delivery_id, type, now())) == []
     assert await state(database, copy) == ("delivered", None, None, [])
+
+
+async def told_data(database: Database, copy: UUID) -> list[Any]:
+    async with database.transaction() as session:
+        found = text("SELECT data FROM events WHERE delivery_id = :id AND type <> 'queued' ORDER BY tx, id")
+        return list(await session.scalars(found, {"id": copy}))
+
+
+async def test_what_comes_too_soon_for_a_person_is_told_so(database, sender):
+    (copy,) = await copies(database, sender, "a@example.com")
+    delivered_at = now()
+
+    def click(seconds: float) -> Happening:
+        at = delivered_at + timedelta(seconds=seconds)
+        return Happening(sender.org_id, copy, "clicked", at, {"n": 1}, early={"soon": True})
+
+    # Nobody has heard yet that it was delivered.
+    await tell(database, click(60))
+    async with database.transaction() as session:
+        await session.execute(
+            text("UPDATE deliveries SET settled_at = :at WHERE id = :id"), {"at": delivered_at, "id": copy}
+        )
+    await tell(database, click(-1), click(1.9), click(2.1))
+    early = {"n": 1, "soon": True}
+    assert await told_data(database, copy) == [early, early, early, {"n": 1}]
+
+
+async def test_what_may_have_been_told_before_is_told_once(database, sender):
+    (copy,) = await copies(database, sender, "a@example.com")
+    first, second = (Happening(sender.org_id, copy, "opened", now(), {"n": n}) for n in (1, 2))
+    await tell(database, first)
+    async with database.bare() as connection:
+        told = await record(connection, [first, second], again=True)
+        assert [one.happening for one in told] == [second]
+        assert await record(connection, [first, second], again=True) == []
+    assert await told_data(database, copy) == [{"n": 1}, {"n": 2}]

@@ -340,6 +340,7 @@ TABLE: list[tuple[Json, Refused]] = [
     *(({"metadata": bad}, Refused("/metadata")) for bad in (None, "x", 5, [])),
     *(({"metadata": {"k": bad}}, Refused("/metadata/k")) for bad in (None, [], {}, ["x"], {"a": {"b": "c"}})),
     *(({f: bad}, Refused(f"/{f}")) for f in ("track_opens", "track_clicks") for bad in (None, 1, "yes", "true", [])),
+    ({"track_opens": "html_and_text"}, Refused("/track_opens")),
     # Times
     *(({f: bad}, Refused(f"/{f}")) for f in ("scheduled_at", "expires_at") for bad in NOT_TIMES),
     ({"scheduled_at": at(days=30, hours=1)}, SCHEDULE),

@@ -41,6 +41,7 @@ async def test_a_message_tells_what_was_handed_in(sender: Sender) -> None:
             metadata={"n": 1, "x": 1.5, "yes": True, "s": "text"},
             batch_id="spring",
             track_opens=True,
+            track_clicks="html_and_text",
             html="<p>Hello</p>",
         )
     )
@@ -61,6 +62,7 @@ async def test_a_message_tells_what_was_handed_in(sender: Sender) -> None:
     ]
     assert message["metadata"] == {"n": 1, "x": 1.5, "yes": True, "s": "text"}
     assert (message["tags"], message["batch_id"], message["track_opens"]) == (["a", "b"], "spring", True)
+    assert message["track_clicks"] == "html_and_text"
     assert message["size_bytes"] == len("Hello.") + len("<p>Hello</p>")
     assert message["created_at"].endswith("Z")
     assert message["delivered_at"] is None

@@ -161,7 +161,7 @@ async def test_the_copy_of_a_message(sender: Sender, database: Database) -> None
         tags=["a"],
         metadata={"n": 1},
         batch_id="b",
-        track_clicks=True,
+        track_clicks="html_and_text",
     )
     before = await sender.message(original)
     copied = (await simulated(sender, message_id=original, outcome="hard_bounced"))["id"]
