@@ -30,6 +30,9 @@ from app.messages.intake import Intake
 from app.messages.notices import SystemMailer
 from app.queues import routes as queues
 from app.suppressions import routes as suppressions
+from app.tracking import routes as tracking
+from app.tracking.journal import Journal
+from app.tracking.lean import TrackPaths
 from app.vmtas import routes as vmtas
 
 _DESCRIPTION = """
@@ -55,11 +58,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings = settings
-    # Base64 is a third larger than what it holds; the rest is room for JSON around texts and recipients.
+    app.add_middleware(TrackPaths)
     app.add_middleware(LeanPaths, routes=messages.lean.routes)
+    # Base64 is a third larger than what it holds; the rest is room for JSON around texts and recipients.
     app.add_middleware(RequestMiddleware, large_body_bytes=settings.message_max_bytes * 4 // 3 + 2**20)
     problems.install(app)
-    for noun in (health, accounts, domains, vmtas, suppressions, messages, queues):
+    for noun in (health, accounts, domains, vmtas, suppressions, messages, queues, tracking):
         app.include_router(noun.router)
     app.include_router(messages.lean)
     if settings.mode == "local":
@@ -79,6 +83,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.fetcher = Fetcher(settings, app.state.resolver.address_list)
     app.state.doorbell = Doorbell(settings)
     app.state.intake = Intake(app.state.database, app.state.doorbell.ring)
+    app.state.journal = Journal(app.state.database)
     app.state.mailer = SystemMailer(settings, app.state.doorbell.ring)
     last_used = asyncio.create_task(LAST_USED.run(app.state.database))
     try:
@@ -86,6 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         last_used.cancel()
         await asyncio.gather(last_used, return_exceptions=True)
+        await app.state.journal.close()
         await asyncio.to_thread(app.state.doorbell.close)
         await app.state.redis.aclose()
         await app.state.database.close()
@@ -98,6 +104,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = document["components"]["schemas"]
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
+        for operation in (one for path in document["paths"].values() for one in path.values()):
+            # FastAPI adds its own where none is declared: there every text will do as a parameter.
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(problem.pop("$defs"))
         schemas["Problem"] = problem

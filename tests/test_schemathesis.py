@@ -32,6 +32,7 @@ from app.core.config import Settings
 from app.core.db import Database
 from app.domains import service as domains
 from app.main import create_app
+from app.tracking import tokens
 from tests.accounts import helpers
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "15"))
@@ -107,11 +108,20 @@ async def api(server: tuple[str, FastAPI], client: httpx.AsyncClient, database: 
         "vmta_id": vmta.json()["data"]["vmta"]["id"],
         "suppression_id": suppressed.json()["data"]["suppression"]["id"],
         "queue_id": "default@c.example",
+        **(await _tokens(database, account.org_id)),
     }
     yield Api(server[0], {"X-API-Key": secret}, ids)
     # What was sent is not for the engines of other tests.
     async with database.transaction() as session:
         await session.execute(text("DELETE FROM delivery_queue WHERE org_id = :id"), {"id": account.org_id})
+
+
+async def _tokens(database: Database, org_id: UUID) -> dict[str, str]:
+    """Of a copy that was sent: its pixel's, and that of its unsubscribe page."""
+    async with database.transaction() as session:
+        found = await session.scalar(text("SELECT id FROM deliveries WHERE org_id = :id LIMIT 1"), {"id": org_id})
+    made = {"id": tokens.open_url("", org_id, found), "token": tokens.unsubscribe_url("", org_id, found)}
+    return {name: url.rpartition("/")[2] for name, url in made.items()}
 
 
 # As it is when tests are collected, before there is an environment; the document is the same in every mode.

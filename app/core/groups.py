@@ -40,14 +40,18 @@ class Groups(Generic[ItemT, ResultT]):
 
         Raises what `write` raised; then it may be unknown whether the item was committed.
         """
+        # Who asked may go away; what was taken for them is stored all the same.
+        return await asyncio.shield(self.put(item))
+
+    def put(self, item: ItemT) -> asyncio.Future[ResultT]:
+        """As `add`, for those who do not wait, or not so long: not to be cancelled."""
         stored: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, stored))
         if len(self._writers) < self._writers_max:
             task = asyncio.create_task(self._write_all())
             self._writers.add(task)
             task.add_done_callback(self._writers.discard)
-        # Who asked may go away; what was taken for them is stored all the same.
-        return await asyncio.shield(stored)
+        return stored
 
     async def _write_all(self) -> None:
         while self._waiting:

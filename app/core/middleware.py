@@ -104,9 +104,18 @@ def _tell(scope: Scope, status: int, seconds: float) -> None:
     method = scope["method"] if scope["method"] in _METHODS else "OTHER"
     REQUESTS.labels(method, route, status).inc()
     SECONDS.labels(method, route).observe(seconds)
-    level = log.warning if status >= 500 else log.debug if route in _QUIET else log.info
-    level("request", method=method, route=route, path=scope["path"][:200], status=status, ms=round(seconds * 1000, 1))
+    is_quiet = route in _QUIET or route.startswith(_TRACK_PREFIX)
+    level = log.warning if status >= 500 else log.debug if is_quiet else log.info
+    level("request", method=method, route=route, path=shown_path(scope), status=status, ms=round(seconds * 1000, 1))
+
+
+def shown_path(scope: Scope) -> str:
+    """The path as a log may show it: tokens in it can be used by whoever reads them."""
+    path: str = scope["path"]
+    return f"{_TRACK_PREFIX}…" if path.startswith(_TRACK_PREFIX) else path[:200]
 
 
 _METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"}
 _QUIET = {"/health", "/metrics"}
+# Counted, but not logged one by one: there may be thousands a second.
+_TRACK_PREFIX = "/track/"

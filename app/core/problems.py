@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from app.core.db import is_away
 from app.core.errors import Flaw, Invalid, PostroadError, problem
 from app.core.idempotency import Replay
+from app.core.middleware import shown_path
 
 MAX_FLAWS = 50
 _CODES = {
@@ -109,7 +110,7 @@ async def _http_exception(request: Request, error: Any) -> Response:
 async def _database_error(request: Request, error: Any) -> Response:
     state = str(getattr(getattr(error, "orig", error), "sqlstate", None) or "")
     if state == "57014":
-        log.warning("query_too_slow", path=request.url.path)
+        log.warning("query_too_slow", path=shown_path(request.scope))
         return respond(request, 503, "query_too_slow", "That took too long: narrow it, for example by created_from.")
     is_broken = getattr(error, "connection_invalidated", False) or isinstance(error, InterfaceError | OperationalError)
     if is_broken or is_away(error):
@@ -126,7 +127,7 @@ async def _unavailable(request: Request, error: Any) -> Response:
 
 
 async def _unforeseen(request: Request, error: Any) -> Response:
-    log.error("unforeseen_error", path=request.url.path, exc_info=error)
+    log.error("unforeseen_error", path=shown_path(request.scope), exc_info=error)
     # Starlette answers these outside of all middleware, so the usual headers would be missing.
     headers = {"X-Request-ID": request.scope["state"]["request_id"], "X-Content-Type-Options": "nosniff"}
     detail = "Something went wrong on our side; it has been logged."

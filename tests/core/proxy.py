@@ -6,10 +6,14 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards connections on a loopback port of its own; `closed` drops them, `silent` takes them and says nothing."""
+    """Forwards connections on a loopback port of its own; `closed` drops them, `silent` takes them and says nothing.
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
+    `host` may be the path of a Unix socket. With `mode` set to `cut`, a connection ends with the next answer, which is
+    not handed on; the mode is `open` then.
+    """
+
+    def __init__(self, host: str, port: int = 0) -> None:
+        self._host, self._port = host, port
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.mode = "open"
@@ -39,20 +43,25 @@ class Proxy:
         if self.mode == "closed":
             writer.close()
         elif self.mode == "open":
-            there, back = await asyncio.open_connection(*self._target)
+            if self._host.startswith("/"):
+                there, back = await asyncio.open_unix_connection(self._host)
+            else:
+                there, back = await asyncio.open_connection(self._host, self._port)
             self._writers.add(back)
             for source, sink in ((reader, back), (there, writer)):
-                task = asyncio.create_task(_pump(source, sink))
+                task = asyncio.create_task(self._pump(source, sink, answers=sink is writer))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    try:
-        while data := await source.read(65_536):
-            sink.write(data)
-            await sink.drain()
-    except OSError:
-        pass
-    finally:
-        sink.close()
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool) -> None:
+        try:
+            while data := await source.read(65_536):
+                if answers and self.mode == "cut":
+                    self.mode = "open"
+                    break
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            pass
+        finally:
+            sink.close()
