@@ -3,19 +3,24 @@
 import asyncio
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from cachetools import TTLCache
 
+from app.core.config import Settings
 from app.core.db import Database
 from app.delivery import queries
+from app.delivery.copies import Copies
 from app.delivery.queries import Content, Key
 from app.domains import service as domains
+from app.domains.service import OwnNames
 from app.mail import address, compose, dkim
 from app.mail.address import Address
 from app.messages import body
+from app.tracking import tokens
 
 # Composing and signing megabytes takes a second, in which nothing else of this process would move.
 _AT_ONCE_BYTES = 256 * 2**10
@@ -24,27 +29,29 @@ _SIGNING_SECONDS = 2.0
 _SIGNING_ENTRIES = 10_000
 
 
+@dataclass(frozen=True, slots=True)
 class Signing:
-    """How mails of one domain leave: who signs them, and the domain of their return paths."""
+    """How mails of one domain leave: who signs them, the domain of their return paths, where their links lead."""
 
-    __slots__ = ("return_path_domain", "signers")
-
-    def __init__(self, signers: list[dkim.Signer], return_path_domain: str) -> None:
-        self.signers = signers
-        self.return_path_domain = return_path_domain
+    signers: list[dkim.Signer]
+    return_path_domain: str
+    links_base: str
 
 
 class Prepared:
-    """One message ready to be composed; composed and signed once, whoever of its recipients comes first."""
+    """One message ready to be composed: what its copies share by whichever of them comes first.
 
-    __slots__ = ("_composing", "_content", "_octets", "_signing", "is_notice", "smtputf8", "tags")
+    A copy's own octets are not kept: they are made when it has a connection to leave by.
+    """
+
+    __slots__ = ("_composing", "_content", "_copies", "_is_large", "_signing", "is_notice", "tags")
 
     def __init__(self, content: Content, signing: Signing) -> None:
         self._content: Content | None = content
+        self._is_large = content.size_bytes > _AT_ONCE_BYTES
         self._signing = signing
-        self._octets: bytes | None = None
+        self._copies: Copies | None = None
         self._composing: asyncio.Task[None] | None = None
-        self.smtputf8 = False
         self.tags = content.tags
         self.is_notice = content.notice
 
@@ -53,34 +60,47 @@ class Prepared:
         """The domain of its envelope sender."""
         return self._signing.return_path_domain
 
-    async def octets(self) -> bytes:
-        """The signed mail: the same for every recipient, and for every attempt but for its signatures."""
-        if self._octets is None and self._content is not None:
-            if self._content.size_bytes <= _AT_ONCE_BYTES:
-                self._compose()
-            else:
-                if self._composing is None:
-                    self._composing = asyncio.create_task(asyncio.to_thread(self._compose))
-                # One recipient that is given up must not take the mail from the others.
-                await asyncio.shield(self._composing)
-        assert self._octets is not None  # noqa: S101 - _compose sets it or raises
-        return self._octets
+    @property
+    def smtputf8(self) -> bool:
+        """Whether it is only for servers with SMTPUTF8; known once a copy of it was asked for."""
+        return self._copies is not None and self._copies.smtputf8
 
-    def _compose(self) -> None:
+    async def octets(self, delivery_id: UUID) -> bytes:
+        """The signed mail of one copy: the same for every attempt but for its signatures."""
+        copies = self._copies or await self._begun()
+        if self._is_large and not copies.is_composed:
+            unsigned = await asyncio.to_thread(copies.unsigned, delivery_id)
+        else:
+            unsigned = copies.unsigned(delivery_id)
+        own = copies.fields(delivery_id)
+        signed_at = int(time.time())
+        signatures = dkim.sign_head(own + unsigned.head, unsigned.body_hash, self._signing.signers, timestamp=signed_at)
+        return b"".join((signatures, own, unsigned.octets))
+
+    async def _begun(self) -> Copies:
+        if not self._is_large:
+            self._begin()
+        else:
+            if self._composing is None:
+                self._composing = asyncio.create_task(asyncio.to_thread(self._begin))
+            # One recipient that is given up must not take the mail from the others.
+            await asyncio.shield(self._composing)
+        assert self._copies is not None  # noqa: S101 - _begin sets it or raises
+        return self._copies
+
+    def _begin(self) -> None:
         assert self._content is not None  # noqa: S101 - dropped below only
-        mail = _mail(self._content)
-        self.smtputf8 = compose.needs_smtputf8(mail)
-        unsigned = compose.compose(mail)
-        self._octets = dkim.sign(unsigned, self._signing.signers, timestamp=int(time.time())) + unsigned
+        self._copies = Copies(self._content, _mail(self._content), self._signing.links_base)
         self._content = None
 
 
 class Loader:
     """Loads messages with what signs them. One an engine; it remembers the signing of a domain for a moment."""
 
-    def __init__(self, database: Database, platform_domain: str) -> None:
+    def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        self._platform_domain = platform_domain
+        self._public_url = settings.public_url
+        self._platform = OwnNames(settings.return_path_domain, None)
         self._signing: TTLCache[tuple[UUID, UUID], Signing | None] = TTLCache(_SIGNING_ENTRIES, _SIGNING_SECONDS)
 
     async def load(self, keys: Collection[Key]) -> dict[Key, Prepared]:
@@ -101,10 +121,11 @@ class Loader:
         if missing:
             async with self._database.transaction() as session:
                 signers = await domains.signing_keys(session, missing)
-                envelopes = await domains.envelope_domains(session, missing)
+                names = await domains.own_names(session, missing)
             for pair in missing:
-                found = signers.get(pair)
-                known[pair] = Signing(found, envelopes.get(pair, self._platform_domain)) if found else None
+                own, found = names.get(pair, self._platform), signers.get(pair)
+                links_base = tokens.links_base(self._public_url, own.link_host)
+                known[pair] = Signing(found, own.envelope_domain, links_base) if found else None
                 self._signing[pair] = known[pair]
         return known
 

@@ -71,7 +71,7 @@ class Engine:
         self._settler = Settler(settings, self._database, self._let_go)
         self._held = Holdings(settings, self._router.connections)
         fates = Fates(self._settler.add, self._park_soon, self._give_back_soon, self._let_go)
-        loader = Loader(self._database, settings.return_path_domain)
+        loader = Loader(self._database, settings)
         self._dispatcher = Dispatcher(
             self._database, loader, self._router, self._egress, self._limits, self._held, fates, self._start
         )

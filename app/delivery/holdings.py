@@ -22,8 +22,8 @@ log = structlog.get_logger(__name__)
 
 _CHUNK_BYTES = 4 * 2**20
 _MEMORY_BYTES = 96 * 2**20
-# A content exists as stored, as composed and as written to the socket.
-_COPIES = 4
+# A content exists as stored, as composed, as this copy of it and as written to the socket, two of them encoded.
+_COPIES = 5
 _OVERHEAD_BYTES = 4096
 _ANY_SIZE_BYTES = 2**62
 # Claimed mail that a site may have waiting: so many times its connections, or what it has lately taken in a second.

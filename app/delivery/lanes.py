@@ -174,14 +174,18 @@ class Lanes:
             return
         if not self._is_open(lane, held):
             return
-        assert held.prepared is not None  # noqa: S101 - the engine adds no other
-        content = await held.prepared.octets()
+        content: bytes | None = None
         outcome = None
         while outcome is None:
             was_kept = carrier.is_good
             secured = await self._connected(lane, carrier, held, started_at)
+            if secured is None:
+                return
+            if content is None:
+                assert held.prepared is not None  # noqa: S101 - the engine adds no other
+                content = await held.prepared.octets(held.claimed.delivery_id)
             # The permit is taken with the connection at hand: it is good for a second only.
-            if secured is None or not await self._permitted(lane, held):
+            if not await self._permitted(lane, held):
                 return
             outcome = await self._transmit(lane, secured, held, content, started_at, may_have_closed=was_kept)
         self._settle(lane, held, outcome)

@@ -166,6 +166,9 @@ class Content:
     subject: str
     tags: list[str]
     notice: bool
+    track_opens: bool
+    track_clicks: bool
+    track_text: bool
     created_at: datetime
     scheduled_at: datetime | None
     size_bytes: int
@@ -194,7 +197,7 @@ EventRow = tuple[UUID, UUID, UUID, UUID, str, str, datetime, dict[str, Any]]
 # Named as Content's fields are; the files in the order of File's.
 _CONTENT = """
     SELECT m.org_id, m.id, m.domain_id, m.sender, m."to", m.cc, m.reply_to, m.subject, m.tags, m.notice,
-           m.created_at, m.scheduled_at, m.size_bytes, b.content
+           m.track_opens, m.track_clicks, m.track_text, m.created_at, m.scheduled_at, m.size_bytes, b.content
     FROM unnest($1::uuid[], $2::uuid[]) AS k(org_id, id)
     JOIN messages m ON m.org_id = k.org_id AND m.id = k.id
     JOIN message_bodies b ON b.org_id = k.org_id AND b.message_id = k.id

@@ -32,6 +32,7 @@ _MAX_FOUND_CHARACTERS = 1024
 _POLICIES = frozenset({"none", "quarantine", "reject"})
 _VERSIONS = {"dmarc": "DMARC1", "tls_rpt": "TLSRPTv1", "bimi": "BIMI1"}
 _SPF_NOTE = "A name has one SPF record: where there is one already, add the include to it."
+_LINKS_NOTE = "Once it is seen, tracked links and unsubscribe links in your mails begin with this name."
 _BOUNCE_NOTE = "Bounces return here. Both records of this name are needed before envelope senders use it."
 
 
@@ -131,15 +132,13 @@ def plan(domain: str, keys: Sequence[DkimKey], platform: Platform, bimi: Bimi | 
 
     A record that would point to itself, because the platform lives under this very domain, is left out.
     """
-    links = f"links.{domain}"
     is_proven = any(key.algorithm == "rsa-sha256" and key.status == "active" for key in keys)
     records = [_dkim(domain, key, is_proven) for key in keys]
     if domain != platform.return_path_domain:
         records.append(Record("spf", "TXT", domain, f"{_spf(platform)} ~all", "spf", note=_SPF_NOTE))
     records += _return_path(domain, platform)
     records.append(Record("dmarc", "TXT", f"_dmarc.{domain}", "v=DMARC1; p=none", "dmarc"))
-    if _is_public_name(platform.public_host) and links != platform.public_host:
-        records.append(Record("tracking", "CNAME", links, platform.public_host, "tracking"))
+    records += _tracking(domain, platform)
     # Whoever takes mail for a domain has a postmaster (RFC 5321 §4.5.1): the one address known to exist.
     tls_rpt = f"v=TLSRPTv1; rua=mailto:postmaster@{domain}"
     records.append(Record("tls_rpt", "TXT", f"_smtp._tls.{domain}", tls_rpt, "tls_rpt"))
@@ -161,6 +160,19 @@ def _return_path(domain: str, platform: Platform) -> list[Record]:
         Record("return_path", "TXT", name, f"{_spf(platform)} -all", "return_path", note=_BOUNCE_NOTE),
         Record("bounce_mx", "MX", name, mx, "bounce_mx", note=_BOUNCE_NOTE),
     ]
+
+
+def _tracking(domain: str, platform: Platform) -> list[Record]:
+    name, target = f"links.{domain}", platform.public_host
+    if not _is_public_name(target) or name == target:
+        return []
+    return [Record("tracking", "CNAME", name, target, "tracking", note=_LINKS_NOTE)]
+
+
+def link_host(domain: str, checks: dict[str, Any], platform: Platform) -> str | None:
+    """The customer's own host for links in their mails once its CNAME was seen; None: that of PUBLIC_URL."""
+    own = _tracking(domain, platform)
+    return own[0].name if own and own[0].last_check(checks).status == "verified" else None
 
 
 def envelope_domain(domain: str, checks: dict[str, Any], platform: Platform) -> str:

@@ -1,4 +1,4 @@
-"""What sending needs of domains: who may send, with which keys, and from which envelope domain."""
+"""What sending needs of domains: who may send, with which keys, and under which names of their own."""
 
 import asyncio
 from collections import defaultdict
@@ -29,6 +29,14 @@ class SendingDomain:
     org_id: UUID
     id: UUID
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnNames:
+    """The domain of envelope senders, and the host of links in mails; None: that of PUBLIC_URL."""
+
+    envelope_domain: str
+    link_host: str | None
 
 
 # Only what may send is remembered, so that a domain can send at once when it is verified.
@@ -86,14 +94,18 @@ async def signing_keys(
     return {pair: found for pair, found in signers.items() if pair not in broken}
 
 
-async def envelope_domains(session: AsyncSession, pairs: Collection[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], str]:
-    """The domain of envelope senders by (org_id, domain_id): its own where the return path is verified.
+async def own_names(session: AsyncSession, pairs: Collection[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], OwnNames]:
+    """The names that mail of a domain bears, by (org_id, domain_id): its own where their records are verified.
 
     Pairs that are not in the answer (deleted domains) use the platform's.
     """
-    domains = await queries.by_ids(session, pairs)
     ours = platform()
-    return {(one.org_id, one.id): records.envelope_domain(one.name, one.checks, ours) for one in domains}
+    return {
+        (one.org_id, one.id): OwnNames(
+            records.envelope_domain(one.name, one.checks, ours), records.link_host(one.name, one.checks, ours)
+        )
+        for one in await queries.by_ids(session, pairs)
+    }
 
 
 def forget(org_id: UUID, name: str) -> None:

@@ -21,9 +21,10 @@ from app.domains import queries, rotation, schemas, view
 from app.domains.proof import recheck_due, trust, verify
 from app.domains.sending import (
     SENDABLE_SECONDS,
+    OwnNames,
     SendingDomain,
-    envelope_domains,
     forget,
+    own_names,
     owned,
     sendable,
     signing_keys,
@@ -32,11 +33,12 @@ from app.domains.sending import (
 __all__ = [
     "MAX_DOMAINS",
     "SENDABLE_SECONDS",
+    "OwnNames",
     "SendingDomain",
     "create",
     "delete",
-    "envelope_domains",
     "get",
+    "own_names",
     "owned",
     "page",
     "published",

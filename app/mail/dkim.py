@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -129,11 +130,20 @@ def sign(content: bytes, signers: Sequence[Signer], *, timestamp: int) -> bytes:
     that an attacker would add are named once more than they occur. Raises ValueError without From.
     """
     head, _, body = content.partition(b"\r\n\r\n")
+    return sign_head(head, body_hash(body), signers, timestamp=timestamp)
+
+
+def body_hash(body: bytes) -> bytes:
+    """The hash of a mail's body, CRLF line ends, as bh= has it. Mails with one body share it."""
+    return base64.b64encode(hashlib.sha256(_relaxed_body(body)).digest())
+
+
+def sign_head(head: bytes, hashed_body: bytes, signers: Sequence[Signer], *, timestamp: int) -> bytes:
+    """As `sign`, for a mail of this head (without the empty line after it) and a body of this `body_hash`."""
     names, signed = _select(_relaxed_fields(head))
     if b"from" not in names:
         raise ValueError("A mail without From cannot be signed.")
-    common = _fold_names(names + list(_OVERSIGNED))
-    common.append(b"bh=" + base64.b64encode(hashlib.sha256(_relaxed_body(body)).digest()) + b";")
+    common = [*_fold_names(tuple(names)), b"bh=" + hashed_body + b";"]
     return b"".join(_field(signer, signed, common, timestamp) for signer in signers)
 
 
@@ -171,18 +181,18 @@ def _select(fields: list[tuple[bytes, bytes]]) -> tuple[list[bytes], bytes]:
     return names, b"".join([b"%b:%b\r\n" % (name, values[name].pop()) for name in names])
 
 
-def _fold_names(names: list[bytes]) -> list[bytes]:
-    """The h= tag in lines of at most about 72 octets."""
+@lru_cache(maxsize=256)
+def _fold_names(names: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The h= tag of fields with these names, and the oversigned ones, in lines of at most about 72 octets."""
     lines: list[bytes] = []
     line = b"h=" + names[0]
-    for name in names[1:]:
+    for name in (*names[1:], *_OVERSIGNED):
         if len(line) + len(name) >= _LINE_CHARACTERS:
             lines.append(line + b":")
             line = name
         else:
             line += b":" + name
-    lines.append(line + b";")
-    return lines
+    return *lines, line + b";"
 
 
 def _relaxed_body(body: bytes) -> bytes:

@@ -60,6 +60,7 @@ def test_the_platform_is_not_pointed_at_itself() -> None:
     assert not {"return_path", "bounce_mx", "tracking"} & {one.purpose for one in records.plan("example.com", [], own)}
     assert "spf" not in {one.purpose for one in records.plan("bounces.example.com", [], own)}
     assert records.envelope_domain("example.com", {}, own) == "bounces.example.com"
+    assert records.link_host("example.com", {}, own) is None
 
 
 def test_zone_lines_are_ready_to_paste() -> None:
@@ -155,6 +156,16 @@ def test_a_check_counts_only_for_the_value_that_it_was_made_for() -> None:
     moved = Platform("bounces.elsewhere.test", "mail.postroad.test")
     assert planned("return_path", platform=moved).last_check(checks).status == "pending"
     assert records.envelope_domain("example.com", checks, moved) == "bounces.elsewhere.test"
+
+
+def test_links_begin_with_ones_own_name_once_it_leads_here() -> None:
+    record = planned("tracking")
+    checks = {record.key: records.judge(record, ["elsewhere.example."]).stored()}
+    assert records.link_host("example.com", checks, PLATFORM) is None
+    checks = {record.key: records.judge(record, [record.value]).stored()}
+    assert records.link_host("example.com", checks, PLATFORM) == "links.example.com"
+    moved = Platform("bounces.postroad.test", "elsewhere.postroad.test")
+    assert records.link_host("example.com", checks, moved) is None
 
 
 def test_all_records_together_are_a_legal_zone() -> None:

@@ -195,7 +195,7 @@ async def test_published_joins_organizations(database, org_id):
         assert len(await service.published(session, name, "TXT")) == 1
 
 
-async def test_envelope_domains(database, org_id, zone: DnsServer, resolver: Resolver):
+async def test_own_names(database, org_id, zone: DnsServer, resolver: Resolver):
     own, platform = (
         await create(database, org_id, "own.example.com"),
         await create(database, org_id, "platform.example.com"),
@@ -203,13 +203,15 @@ async def test_envelope_domains(database, org_id, zone: DnsServer, resolver: Res
     returns_to = get_settings().return_path_domain
     zone.add("bounces.own.example.com", "MX", f"10 {returns_to}.")
     zone.add("bounces.own.example.com", "TXT", f"v=spf1 include:{returns_to} -all")
+    zone.add("links.own.example.com", "CNAME", f"{get_settings().public_host}.")
+    zone.add("links.platform.example.com", "CNAME", "elsewhere.example.")
     for domain_id in (own, platform):
         await service.verify(database, resolver, org_id, domain_id, only=None)
     pairs = [(org_id, own), (org_id, platform), (org_id, uuid4())]
     async with database.transaction() as session:
-        assert await service.envelope_domains(session, pairs) == {
-            (org_id, own): "bounces.own.example.com",
-            (org_id, platform): get_settings().return_path_domain,
+        assert await service.own_names(session, pairs) == {
+            (org_id, own): service.OwnNames("bounces.own.example.com", "links.own.example.com"),
+            (org_id, platform): service.OwnNames(returns_to, None),
         }
 
 

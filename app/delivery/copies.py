@@ -1,0 +1,110 @@
+"""The copies of one message: what they share is composed once, what is each recipient's own is put into theirs.
+
+Each copy's own are the fields by which its recipient unsubscribes (RFC 2369, RFC 8058), and, where its sender asked for
+them, tracked links, the pixel and the unsubscribe link in its text.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.delivery.queries import Content
+from app.mail import compose, dkim
+from app.mail.rewrite import rewrite_html, rewrite_text
+from app.messages.body import UNSUBSCRIBE_URL
+from app.tracking import tokens
+
+# A sender who writes one of them has a way of their own to unsubscribe.
+_LIST_FIELDS = frozenset({"list-unsubscribe", "list-unsubscribe-post"})
+
+
+@dataclass(frozen=True, slots=True)
+class Unsigned:
+    """A composed mail, and of it what signing needs: its head, without the empty line, and the hash of its body."""
+
+    octets: bytes
+    head: bytes
+    body_hash: bytes
+
+
+class Copies:
+    """A message with what makes its copies. `base_url`: where its links lead.
+
+    Raises what composing raises. Making one is the work of a whole mail, unless bodies differ.
+    """
+
+    __slots__ = ("_base_url", "_content", "_has_list_fields", "_mail", "_shared", "smtputf8")
+
+    def __init__(self, content: Content, mail: compose.Mail, base_url: str) -> None:
+        self.smtputf8 = compose.needs_smtputf8(mail)
+        self._content = content
+        self._base_url = base_url
+        self._has_list_fields = not content.notice and not any(name.lower() in _LIST_FIELDS for name, _ in mail.headers)
+        self._mail: compose.Mail | None = None
+        self._shared: Unsigned | None = None
+        if _differ(content, mail):
+            self._mail = mail
+        else:
+            self._shared = _unsigned(mail)
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether the work of a whole mail is done for all copies together."""
+        return self._shared is not None
+
+    def unsigned(self, delivery_id: UUID) -> Unsigned:
+        """The copy without its signatures and its own fields."""
+        if self._mail is None:
+            assert self._shared is not None  # noqa: S101 - one of the two is always there
+            return self._shared
+        return _unsigned(self._personal(self._mail, delivery_id))
+
+    def fields(self, delivery_id: UUID) -> bytes:
+        """The copy's own header fields, to be put before the others; perhaps none."""
+        if not self._has_list_fields:
+            return b""
+        url = self._unsubscribe_url(delivery_id)
+        return f"List-Unsubscribe: <{url}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n".encode()
+
+    def _unsubscribe_url(self, delivery_id: UUID) -> str:
+        return tokens.unsubscribe_url(self._base_url, self._content.org_id, delivery_id)
+
+    def _personal(self, mail: compose.Mail, delivery_id: UUID) -> compose.Mail:
+        content, html, text = self._content, mail.html, mail.text
+
+        def link(url: str) -> str:
+            return tokens.click_url(self._base_url, content.org_id, delivery_id, url) or url
+
+        if html is not None and (content.track_opens or content.track_clicks):
+            pixel = tokens.open_url(self._base_url, content.org_id, delivery_id) if content.track_opens else None
+            html = rewrite_html(html, link if content.track_clicks else _as_it_is, pixel)
+        if text is not None and content.track_text:
+            text = rewrite_text(text, link)
+        # Last, so that whoever wants no more mail is not told of as having clicked.
+        url = self._unsubscribe_url(delivery_id)
+        html = html and html.replace(UNSUBSCRIBE_URL, url)
+        text = text and text.replace(UNSUBSCRIBE_URL, url)
+        return dataclasses.replace(mail, html=html, text=text)
+
+
+def _as_it_is(url: str) -> str:
+    return url
+
+
+def _differ(content: Content, mail: compose.Mail) -> bool:
+    """Whether the bodies of the copies differ."""
+    if content.notice:
+        return False
+    html, text = mail.html or "", mail.text or ""
+    return (
+        bool(html and (content.track_opens or content.track_clicks))
+        or bool(text and content.track_text)
+        or UNSUBSCRIBE_URL in html
+        or UNSUBSCRIBE_URL in text
+    )
+
+
+def _unsigned(mail: compose.Mail) -> Unsigned:
+    octets = compose.compose(mail)
+    head, _, body = octets.partition(b"\r\n\r\n")
+    return Unsigned(octets, head, dkim.body_hash(body))
