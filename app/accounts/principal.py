@@ -120,15 +120,17 @@ _users: _Recent[_User] = _Recent()
 class Requires:
     """A dependency that answers with the Principal if it has the scope; None asks for any principal at all.
 
-    `users_only` keeps API keys out. A suspended organization may only read.
+    `users_only` keeps API keys out, `all_domains` those that are restricted to some domains. A suspended organization
+    may only read.
 
     Raises Unauthenticated, Forbidden and TooManyRequests; leaves the rate-limit headers in
     `request.state.rate_limit_headers`. Asked again in one request, it answers from `request.state.admitted`.
     """
 
-    def __init__(self, scope: Scope | None, *, users_only: bool = False) -> None:
+    def __init__(self, scope: Scope | None, *, users_only: bool = False, all_domains: bool = False) -> None:
         self.scope = scope
         self.users_only = users_only
+        self.all_domains = all_domains
 
     async def __call__(
         self,
@@ -153,6 +155,8 @@ class Requires:
             raise Forbidden("insufficient_scope", f"This needs the scope `{self.scope}`.")
         if self.users_only and principal.user_id is None:
             raise Forbidden("user_required", "This is for logged-in users, not for API keys.")
+        if self.all_domains and principal.domains is not None:
+            raise Forbidden("key_restricted", "This is about all mail, and the API key is restricted to some domains.")
         if principal.suspension is not None and request.method not in _READING:
             raise suspended(principal.suspension)
         request.state.admitted = (self, principal)

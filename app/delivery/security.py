@@ -16,7 +16,8 @@ import structlog
 from cachetools import TTLCache
 
 from app.core.config import Settings
-from app.core.fetch import Fetcher, FetchError
+from app.core.fetch import Fetcher
+from app.core.web import WebError
 from app.mail import dane, mta_sts
 from app.mail.dns import LookupFailed, MailHosts, NotFound, Records, Resolver, TlsaRecords
 from app.mail.reply import Phase
@@ -243,7 +244,7 @@ class Policies:
                 self._policies[domain] = await self._fetched(domain, policy_id)
                 while len(self._policies) > _POLICIES_MAX:
                     self._policies.popitem(last=False)
-        except (FetchError, mta_sts.BadPolicy) as error:
+        except (WebError, mta_sts.BadPolicy) as error:
             log.info("mta_sts_fetch_failed", domain=domain, error=str(error))
         except Exception:
             # A strange answer for one domain is no reason to stop the mail to it.

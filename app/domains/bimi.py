@@ -13,8 +13,9 @@ from uuid import UUID
 
 from app.core.db import Database
 from app.core.errors import Flaw, Invalid
-from app.core.fetch import Fetched, Fetcher, FetchError
+from app.core.fetch import Fetched, Fetcher
 from app.core.schemas import rfc3339
+from app.core.web import WebError
 from app.domains import queries, records, schemas, svg, view, vmc
 from app.mail.dns import LookupFailed, Records, Resolver
 
@@ -91,7 +92,7 @@ async def _examine(fetcher: Fetcher, domain: str, wanted: schemas.BimiSettings) 
 async def _fetch(fetcher: Fetcher, url: str, what: str, *, accept: Collection[str], max_bytes: int) -> Fetched:
     try:
         return await fetcher.fetch(url, max_bytes=max_bytes, timeout_seconds=FETCH_SECONDS, accept=accept)
-    except FetchError as error:
+    except WebError as error:
         raise Invalid.at(f"/{what}_url", str(error), code=f"{what}_not_fetched") from error
 
 
