@@ -331,6 +331,51 @@ class EventsData(BaseModel):
     events: list[EventOut]
 
 
+# What can happen to a copy, as events tell it.
+EventType = Literal[
+    "queued",
+    "sent",
+    "delivered",
+    "deferred",
+    "soft_bounced",
+    "hard_bounced",
+    "complained",
+    "opened",
+    "clicked",
+    "unsubscribed",
+    "failed",
+    "cancelled",
+    "suppressed",
+]
+
+
+class FeedEventOut(EventOut):
+    """An event as the feed hands it on: as the message's timeline shows it, and which message it is about."""
+
+    message_id: UUID
+    sequence: int | None = Field(
+        description="Its place among the message's events, from 1; null when the message is no longer kept. "
+        "`subject`, `tags` and `metadata` are empty then."
+    )
+    subject: str
+    simulated: bool = Field(description="Whether nothing of the message left.")
+
+
+class FeedPagination(BaseModel):
+    """Where this page of the feed stands."""
+
+    limit: int
+    has_more: bool = Field(description="Whether more can be read at once; if not, wait a little before asking again.")
+    next: str = Field(description="Pass as `after` to go on; always given.")
+
+
+class FeedData(BaseModel):
+    """`data` of the event feed."""
+
+    events: list[FeedEventOut]
+    pagination: FeedPagination
+
+
 _LIKE = re.compile(r"([\\%_])")
 
 
