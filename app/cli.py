@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+import uvloop
 from celery.bin.celery import celery
 from celery.platforms import SecurityWarning
 from dotenv import dotenv_values
@@ -31,6 +32,7 @@ from app.local import mailbox, servers, stack
 from app.local.children import SUPERVISOR_PID
 from app.local.errors import StartupError
 from app.vmtas import operator as vmtas
+from app.webhooks import courier
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         ("api", _api, "the HTTP API"),
         ("worker", _worker, "a worker: delivers mail"),
         ("inbound", _inbound, "the SMTP listener: takes bounces and complaints, and reads them"),
+        ("webhooks", _webhooks, "hands events on to webhooks and delivers them"),
         ("beat", _beat, "the clock: rings for due and abandoned work; one per installation"),
         ("migrate", _migrate, "bring the database's schema up to date"),
     ):
@@ -137,6 +140,14 @@ def _inbound(_: argparse.Namespace) -> int:
     with _environment(_BOTH) as settings:
         log.configure(settings)
         asyncio.run(inbound.run(settings))
+    return 0
+
+
+def _webhooks(_: argparse.Namespace) -> int:
+    with _environment(("DATABASE_URL",)) as settings:
+        log.configure(settings)
+        os.nice(courier.NICENESS)
+        uvloop.run(courier.run(settings))
     return 0
 
 

@@ -1,7 +1,7 @@
 """/health and /metrics: whether mail flows, and the numbers to watch it by."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from app.delivery import service as delivery
 from app.delivery.service import Overview
 from app.inbound import service as inbound
 from app.inbound.service import Overview as InboundOverview
+from app.webhooks import service as webhooks
 
 router = APIRouter(tags=["Health"])
 
@@ -95,6 +96,14 @@ async def _look(db: Database) -> _Look | str:
         return f"does not answer ({type(error).__name__})"
 
 
+async def _webhooks(db: Database) -> webhooks.Overview | None:
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), db.transaction() as session:
+            return await webhooks.overview(session)
+    except (SQLAlchemyError, OSError, TimeoutError):
+        return None
+
+
 async def _answers(db: Database) -> bool:
     """Whether mail can be accepted, though the look at the queue has failed."""
     try:
@@ -146,7 +155,8 @@ def _timely(due_seconds: float, detail: str) -> Check:
 )
 async def metrics(db: Db, accept: Annotated[str, Header(max_length=1000)] = "") -> Response:
     """In Prometheus' text format; with `Accept: application/json` as a list of samples."""
-    families = list(REGISTRY.collect()) + list(_families(await _look(db)))
+    look, hooks = await asyncio.gather(_look(db), _webhooks(db))
+    families = [*REGISTRY.collect(), *_families(look), *_webhook_families(hooks)]
     if "application/json" in accept:
         samples = [
             {"name": sample.name, "labels": sample.labels, "value": sample.value}
@@ -183,10 +193,7 @@ def _families(look: _Look | str) -> Iterator[Metric]:
         "postroad_inbound_unread_mails": ("Mails that came back and were not read yet.", look.inbound.unread),
         "postroad_inbound_due_seconds": ("For how long the first of them has been due.", look.inbound.due_seconds),
     }
-    for name, (documentation, value) in gauges.items():
-        gauge = GaugeMetricFamily(name, documentation)
-        gauge.add_metric([], value)
-        yield gauge
+    yield from _gauges(gauges)
     outcomes = CounterMetricFamily(
         "postroad_attempts", "Attempts ended, by worker and outcome.", labels=["worker", "outcome"]
     )
@@ -202,3 +209,27 @@ def _families(look: _Look | str) -> Iterator[Metric]:
     for kind, verdict, count in look.inbound.counts:
         mails.add_metric([kind, verdict], count)
     yield mails
+
+
+def _gauges(gauges: Mapping[str, tuple[str, float]]) -> Iterator[Metric]:
+    for name, (documentation, value) in gauges.items():
+        gauge = GaugeMetricFamily(name, documentation)
+        gauge.add_metric([], value)
+        yield gauge
+
+
+def _webhook_families(overview: webhooks.Overview | None) -> Iterator[Metric]:
+    if overview is None:
+        return
+    gauges = {
+        "postroad_webhook_deliveries_pending": ("Webhook deliveries that wait, retries included.", overview.pending),
+        "postroad_webhook_oldest_due_seconds": (
+            "How long the oldest due webhook delivery has waited.",
+            overview.oldest_due_seconds,
+        ),
+    }
+    yield from _gauges(gauges)
+    attempts = CounterMetricFamily("postroad_webhook_attempts", "Webhook attempts ended.", labels=["outcome"])
+    for outcome, count in overview.attempts.items():
+        attempts.add_metric([outcome], count)
+    yield attempts

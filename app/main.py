@@ -25,6 +25,7 @@ from app.core.redis import connect
 from app.domains import routes as domains
 from app.local import pages
 from app.mail.dns import Resolver
+from app.messages import feed_routes as events
 from app.messages import routes as messages
 from app.messages.intake import Intake
 from app.messages.notices import SystemMailer
@@ -34,6 +35,8 @@ from app.tracking import routes as tracking
 from app.tracking.journal import Journal
 from app.tracking.lean import TrackPaths
 from app.vmtas import routes as vmtas
+from app.webhooks import documented
+from app.webhooks import routes as webhooks
 
 _DESCRIPTION = """
 Transactional e-mail: accept, sign, deliver, and tell what became of each mail.
@@ -56,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url="/openapi.json",
         separate_input_output_schemas=False,
         redirect_slashes=False,
+        webhooks=documented.router(),
     )
     app.state.settings = settings
     app.add_middleware(TrackPaths)
@@ -63,7 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Base64 is a third larger than what it holds; the rest is room for JSON around texts and recipients.
     app.add_middleware(RequestMiddleware, large_body_bytes=settings.message_max_bytes * 4 // 3 + 2**20)
     problems.install(app)
-    for noun in (health, accounts, domains, vmtas, suppressions, messages, queues, tracking):
+    for noun in (health, accounts, domains, vmtas, suppressions, messages, events, queues, tracking, webhooks):
         app.include_router(noun.router)
     app.include_router(messages.lean)
     if settings.mode == "local":
@@ -100,7 +104,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with our problems in place of FastAPI's own validation errors."""
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            webhooks=app.webhooks.routes,
+        )
         schemas = document["components"]["schemas"]
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)

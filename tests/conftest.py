@@ -53,6 +53,7 @@ def environment() -> Iterator[None]:
             OUTBOUND_SMTP_PORT=str(_free_port(LOOPBACK_HOSTS)),
             POLL_SECONDS="0.2",
             RETRY_FIRST_SECONDS="1",
+            WEBHOOK_ALLOW_PRIVATE_NETWORKS="true",
             # All tests come from one address.
             RATE_LIMIT_ADDRESS_PER_MINUTE="6000",
             DNS_TIMEOUT_SECONDS="2",

@@ -251,9 +251,25 @@ async def _make_queue(world: World, owner: Organization) -> str:
     return f"{await _make_vmta(world, owner)}@mx1+mx2.walk.example"
 
 
+async def _make_webhook(world: World, owner: Organization) -> str:
+    body = {"url": "https://hooks.example.com/walk"}
+    response = await world.client.post("/api/v1/webhooks", json=body, headers=owner.key)
+    return str(response.json()["data"]["webhook"]["id"])
+
+
+async def _make_webhook_delivery(world: World, owner: Organization) -> str:
+    """Of the webhook that was made for the path before it."""
+    listed = await world.client.get("/api/v1/webhooks", headers=owner.key)
+    (webhook, *_) = listed.json()["data"]["webhooks"]
+    response = await world.client.post(f"/api/v1/webhooks/{webhook['id']}/test", json={}, headers=owner.key)
+    return str(response.json()["data"]["delivery"]["id"])
+
+
 @dataclass(frozen=True, slots=True)
 class Factory:
-    """Makes an object of an organization; `look` is the path at which its owner sees it."""
+    """Makes an object of an organization; `look` is the path at which its owner sees it, with its own id as `{}` and
+    those before it by their names.
+    """
 
     make: Callable[[World, Organization], Awaitable[str]]
     look: str
@@ -268,6 +284,8 @@ FACTORIES = {
     "vmta_id": Factory(_make_vmta, "/api/v1/vmtas/{}"),
     "suppression_id": Factory(_make_suppression, "/api/v1/suppressions/{}"),
     "queue_id": Factory(_make_queue, "/api/v1/queues/{}"),
+    "webhook_id": Factory(_make_webhook, "/api/v1/webhooks/{}"),
+    "delivery_id": Factory(_make_webhook_delivery, "/api/v1/webhooks/{webhook_id}/deliveries/{}"),
 }
 
 
@@ -341,7 +359,7 @@ async def test_a_key_without_the_scope(world: World, operation: Operation):
 @pytest.mark.parametrize("operation", WITH_PARAMETERS, ids=str)
 async def test_ids_of_another_organization(world: World, operation: Operation):
     ids = await make_all(world, operation, world.other)
-    looks = [factory(name).look.format(identifier) for name, identifier in ids.items()]
+    looks = [factory(name).look.format(identifier, **ids) for name, identifier in ids.items()]
     before = [await world.client.get(look, headers=world.other.key) for look in looks]
     assert all(response.status_code == 200 for response in before)
     for headers in (world.mine.key, world.mine.user):
@@ -396,6 +414,8 @@ async def test_a_repeat_with_an_idempotency_key(world: World, operation: Operati
         assert again.headers["Content-Type"] == first.headers["Content-Type"]
         # It may hold a secret, whatever the route.
         assert again.headers["Cache-Control"] == "no-store"
+    if content is None:
+        return
     other = await world.call(operation, headers=headers, content=another_content(world.app, operation), **ids)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused"), other.text
 

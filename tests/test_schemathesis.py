@@ -99,6 +99,9 @@ async def api(server: tuple[str, FastAPI], client: httpx.AsyncClient, database: 
         invited = await there.post("/api/v1/users/invitations", json=body, headers=account.headers)
     vmta = await client.post("/api/v1/vmtas", json={"name": "mta-1"}, headers=account.headers)
     suppressed = await client.post("/api/v1/suppressions", json={"address": "gone@c.example"}, headers=account.headers)
+    webhook = await client.post("/api/v1/webhooks", json={"url": "https://hooks.example.com/"}, headers=account.headers)
+    webhook_id = webhook.json()["data"]["webhook"]["id"]
+    tried = await client.post(f"/api/v1/webhooks/{webhook_id}/test", json={}, headers=account.headers)
     ids = {
         "domain_id": domain_id,
         "message_id": message_id,
@@ -109,6 +112,8 @@ async def api(server: tuple[str, FastAPI], client: httpx.AsyncClient, database: 
         "suppression_id": suppressed.json()["data"]["suppression"]["id"],
         "queue_id": "default@c.example",
         **(await _tokens(database, account.org_id)),
+        "webhook_id": webhook_id,
+        "delivery_id": tried.json()["data"]["delivery"]["id"],
     }
     yield Api(server[0], {"X-API-Key": secret}, ids)
     # What was sent is not for the engines of other tests.

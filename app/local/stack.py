@@ -114,6 +114,7 @@ def _children(ports: tuple[int, int] | None) -> list[Child]:
         Child("api", ("api",), stop_timeout_seconds=25),
         Child("worker", ("worker",), stop_timeout_seconds=40),
         Child("inbound", ("inbound",), stop_timeout_seconds=20),
+        Child("webhooks", ("webhooks",), stop_timeout_seconds=25),
         Child("beat", ("beat",), stop_timeout_seconds=10),
     ]
     if ports is not None:

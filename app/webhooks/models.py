@@ -12,7 +12,7 @@ from app.core.db import Base
 
 
 class Webhook(Base):
-    """One endpoint of a customer's. `event_types` empty: it gets all of them."""
+    """One endpoint of a customer's. `event_types`, as payloads name them; none: it gets all of them."""
 
     __tablename__ = "webhooks"
     __table_args__ = (PrimaryKeyConstraint("org_id", "id"),)
@@ -24,6 +24,8 @@ class Webhook(Base):
     url: Mapped[str]
     description: Mapped[str] = mapped_column(server_default="")
     event_types: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    # Events of lower transactions than this are not for it: they were before it was made, or while it was off.
+    since_tx: Mapped[int]
     # Sealed; while it is rotated, the one before signs too, until its time is over.
     secret: Mapped[bytes] = mapped_column(LargeBinary)
     previous_secret: Mapped[bytes | None] = mapped_column(LargeBinary)
@@ -51,7 +53,8 @@ class WebhookCursor(Base):
 class WebhookDelivery(Base):
     """One event for one endpoint, waiting or done. Partitioned by week of `id`.
 
-    A claim moves `next_attempt_at` to the end of its lease; null: it has come to its end.
+    A claim moves `next_attempt_at` to the end of its lease; null: it has come to its end. Whoever fans out may write it
+    claimed already.
     """
 
     __tablename__ = "webhook_deliveries"
@@ -87,3 +90,12 @@ class WebhookDelivery(Base):
     is_replay: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     settled_at: Mapped[datetime | None]
+
+
+class WebhookCount(Base):
+    """How many attempts have ended with an outcome (delivered, deferred or failed), ever."""
+
+    __tablename__ = "webhook_counts"
+
+    outcome: Mapped[str] = mapped_column(primary_key=True)
+    count: Mapped[int] = mapped_column(server_default="0")

@@ -100,6 +100,12 @@ def upgrade() -> None:
         postgresql_ops={"address": "text_pattern_ops"},
     )
     op.create_table(
+        "webhook_counts",
+        sa.Column("outcome", sa.Text(), nullable=False),
+        sa.Column("count", sa.BigInteger(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("outcome", name=op.f("pk_webhook_counts")),
+    )
+    op.create_table(
         "webhook_cursors",
         sa.Column("org_id", sa.Uuid(), nullable=False),
         sa.Column("tx", sa.BigInteger(), nullable=False),
@@ -114,6 +120,7 @@ def upgrade() -> None:
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("description", sa.Text(), server_default="", nullable=False),
         sa.Column("event_types", postgresql.ARRAY(sa.Text()), server_default="{}", nullable=False),
+        sa.Column("since_tx", sa.BigInteger(), nullable=False),
         sa.Column("secret", sa.LargeBinary(), nullable=False),
         sa.Column("previous_secret", sa.LargeBinary(), nullable=True),
         sa.Column("previous_expires_at", sa.DateTime(timezone=True), nullable=True),
@@ -144,6 +151,7 @@ def downgrade() -> None:
     for table in (
         "webhooks",
         "webhook_cursors",
+        "webhook_counts",
         "suppressions",
         "webhook_deliveries",
         "inbound_mails",

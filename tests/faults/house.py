@@ -31,6 +31,7 @@ SETTINGS = {
     "RETURN_PATH_DOMAIN": "bounces.postroad.test",
     "EHLO_HOSTNAME": "mta.postroad.test",
     "LOG_LEVEL": "info",
+    "WEBHOOK_ALLOW_PRIVATE_NETWORKS": "true",
 }
 
 

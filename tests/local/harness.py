@@ -83,8 +83,8 @@ class Command:
 
 
 async def start(directory: Path, *arguments: str, **settings: str) -> Command:
-    """Start `postroad` in `directory`, which is its DATA_DIR's parent; it takes bounces at a port of its own."""
-    settings = {"INBOUND_SMTP_PORT": str(free_port()), **settings}
+    """Start `postroad` in `directory`, its DATA_DIR's parent; bounces come to a port of its own, webhooks lead here."""
+    settings = {"INBOUND_SMTP_PORT": str(free_port()), "WEBHOOK_ALLOW_PRIVATE_NETWORKS": "true", **settings}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "app.cli", *arguments),

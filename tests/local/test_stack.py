@@ -13,12 +13,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from standardwebhooks import Webhook
 
 from tests.accounts.helpers import token_in
 from tests.dnsd import DnsServer
 from tests.local import harness
 from tests.local.harness import Command
 from tests.smtpd import SmtpServer
+from tests.webhooks.receiver import Receiver
 
 DELIVERY_TIMEOUT_SECONDS = 60
 
@@ -76,6 +78,21 @@ async def mailbox(credentials: dict[str, str]) -> list[dict[str, Any]]:
         return messages
 
 
+async def be_told(credentials: dict[str, str]) -> None:
+    """A developer's own server hears of a mail by a webhook."""
+    headers = {"X-API-Key": credentials["api_key"]}
+    async with Receiver() as receiver, httpx.AsyncClient(base_url=credentials["base_url"], headers=headers) as client:
+        body = {"url": receiver.url("/hook", "localhost"), "events": ["message.sent", "message.delivered"]}
+        created = await client.post("/api/v1/webhooks", json=body)
+        assert created.status_code == 201, created.text
+        data = created.json()["data"]
+        message_id = await send(credentials, "ada@example.com", "Told of")
+        for received in await receiver.reach(2, timeout_seconds=DELIVERY_TIMEOUT_SECONDS):
+            payload = Webhook(data["secret"]).verify(received.body, received.headers)
+            assert payload["data"]["message_id"] == message_id
+        assert (await client.delete(f"/api/v1/webhooks/{data['webhook']['id']}")).status_code == 204
+
+
 async def register_and_verify(credentials: dict[str, str]) -> None:
     """A new user's verification mail lands in the local mailbox, and its token is good."""
     body = {"email": "ada@example.com", "password": "correct horse battery staple", "name": "Ada"}
@@ -127,6 +144,7 @@ async def test_first_mail_then_ctrl_c_then_everything_is_still_there(directory: 
     assert mail["rcpt_to"] == ["ada@example.com"]
     assert mail["tls"] == "TLSv1.3"
     assert [one["result"] for one in mail["dkim"]] == ["pass", "pass"], mail["dkim"]
+    await be_told(credentials)
     bounced = await send(credentials, "bounce@example.com")
     nowhere = await send(credentials, "ada@nowhere.invalid")
     deferred = await send(credentials, "defer@example.com")
@@ -145,7 +163,7 @@ async def test_first_mail_then_ctrl_c_then_everything_is_still_there(directory: 
     assert again == credentials
     assert (directory / ".data" / "secret_key").read_text() == secret
     assert await status_of(again, message_id, "delivered") == "delivered"
-    assert [mail["subject"] for mail in await mailbox(again)] == ["Grüße"]
+    assert [mail["subject"] for mail in await mailbox(again)] == ["Told of", "Grüße"]
     await status_of(again, await send(again, "ada@example.com", "Second"), "delivered")
     assert [one["result"] for one in (await mailbox(again))[0]["dkim"]] == ["pass", "pass"]
     # These are taken, and come back a moment later.
@@ -180,7 +198,7 @@ async def test_a_child_that_dies_is_started_again_and_a_killed_supervisor_leaves
     port = harness.free_port()
     credentials = await run(directory, commands, port)
     children = children_of(commands[0])
-    assert children.keys() == {"api", "worker", "inbound", "beat", "mailbox"}
+    assert children.keys() == {"api", "worker", "inbound", "webhooks", "beat", "mailbox"}
     children["worker"].kill()
     children["mailbox"].kill()
     await commands[0].wait_for(r"worker ended with status -9; starting it again", 30)
@@ -210,7 +228,7 @@ async def test_with_nameservers_set_delivery_is_real(directory: Path, commands: 
         message_id = await send(credentials, "ada@example.com")
         await status_of(credentials, message_id, "delivered")
         assert await mailbox(credentials) == []
-        assert children_of(commands[0]).keys() == {"api", "worker", "inbound", "beat"}
+        assert children_of(commands[0]).keys() == {"api", "worker", "inbound", "webhooks", "beat"}
         assert len(host.mails) == 1
         commands[0].press_ctrl_c()
         assert await commands[0].ended() == 0, commands[0].output
