@@ -195,6 +195,8 @@ async def test_a_time_range_is_sent_again(
     await tenant.once(hook, lambda shown: not shown["enabled"])
     opened += await tenant.tell(2)
     await tenant.tell(1, "clicked")
+    # Ids, and so time ranges, tell milliseconds.
+    await asyncio.sleep(0.01)
     after = datetime.now(UTC)
     await asyncio.sleep(0.01)
     await tenant.tell(1)
