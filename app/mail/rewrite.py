@@ -71,8 +71,11 @@ _EQUALS = f"{_BLANKS}={_BLANKS}"
 _VALUE = r"""(?:"[^"]*+"|'[^']*+'|(?!["'])[^\t\n\f\r >]*+)"""
 _ATTRIBUTE = f"{_SLASHES}{_NAME}(?:{_EQUALS}{_VALUE}|(?!{_BLANKS}=))"
 # The first alternative is the second in its most usual spelling, which reads faster alone.
-_ATTRIBUTES_OF_TAG = _up_to(256, f'[ ][A-Za-z-]++="[^"]*+"|{_ATTRIBUTE}')
-_REST_OF_TAG = f"(?:>|{_ATTRIBUTES_OF_TAG}{_SLASHES}>)"
+_USUAL_ATTRIBUTE = '[ ][A-Za-z-]++="[^"]*+"'
+_ATTRIBUTES_OF_TAG = _up_to(256, f"{_USUAL_ATTRIBUTE}|{_ATTRIBUTE}")
+_REST_OF_ANY_TAG = f"{_ATTRIBUTES_OF_TAG}{_SLASHES}>"
+# No more than one or two usual attributes, or none: read faster alone than by the general pattern.
+_REST_OF_TAG = f"(?:>|{_USUAL_ATTRIBUTE}(?:>|{_USUAL_ATTRIBUTE}>)|{_REST_OF_ANY_TAG})"
 
 _RAW = ("script", "style", "title", "textarea", "xmp", "iframe", "noembed", "noframes", "plaintext", "svg", "math")
 _RAW_NAME = _any_of(*_RAW) + _NAME_ENDS
@@ -81,9 +84,14 @@ _LINK_NAME = f"(?:{_any_of('a', 'area')}|{_VML_NAME}){_NAME_ENDS}"
 _END_NAME = _any_of("body", "html") + _NAME_ENDS
 _HREF = _any_of("href")
 _NO_HREF = rf"(?!{_SLASHES}{_HREF}[\t\n\f\r />=]){_ATTRIBUTE}"
+# The first three alternatives are usual tags of which the fourth would say the same, but later.
+_USUAL_NAME = _any_of("td", "tr", "th", "table", "tbody", "p", "span", "strong", "img", "i", "small") + _NAME_ENDS
 _PASSED_OVER = rf"""
     [^<]*+<(?:
-        (?:/(?!{_END_NAME})|(?!{_any_of("a", "area", *_RAW)}{_NAME_ENDS}|{_VML_NAME}))[A-Za-z]
+        /[ac-gi-zAC-GI-Z][^\t\n\f\r />]*+>
+      | [b-hj-loqruwyzB-HJ-LOQRUWYZ][^\t\n\f\r />]*+{_REST_OF_TAG}
+      | {_USUAL_NAME}{_REST_OF_TAG}
+      | (?:/(?!{_END_NAME})|(?!{_any_of("a", "area", *_RAW)}{_NAME_ENDS}|{_VML_NAME}))[A-Za-z]
         [^\t\n\f\r />]*+{_REST_OF_TAG}
       | (?![A-Za-z/!?])
       | !--(?!\[[iI][fF])(?:-?>|(?s:.*?)--!?>)
@@ -226,7 +234,10 @@ def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
 def _followed(value: str) -> str:
     """The URL that a browser follows for the value of an attribute (HTML Standard 13.2.5.72, URL Standard 4.4)."""
     if "&" in value:
-        value = _REFERENCE.sub(_character, value)
+        if value.count("&") == value.count("&amp;"):
+            value = value.replace("&amp;", "&")
+        else:
+            value = _REFERENCE.sub(_character, value)
     return value.strip(_C0_AND_SPACE).replace("\t", "").replace("\n", "").replace("\r", "")
 
 
