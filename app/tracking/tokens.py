@@ -1,12 +1,13 @@
 """The signed tokens in a mail's links: whose copy it is, and for a click where it leads. None is kept anywhere.
 
-A token is the base64url (RFC 4648 section 5, no padding) of a version, both ids, 96 bits of HMAC-SHA256 over all of
-it, and for clicks the target's URL. Each kind is signed with a key of its own, so that none passes as another, and has
-exactly one spelling.
+A token is the base64url (RFC 4648 section 5, no padding) of a version, both ids, 96 bits of keyed BLAKE2b (RFC 7693,
+a MAC by itself, at a third of HMAC's cost) over all of it, and for clicks the target's URL. Each kind is signed with a
+key of its own, so that none passes as another, and has exactly one spelling.
 """
 
 import base64
 import binascii
+import hashlib
 import hmac
 import re
 from typing import Final
@@ -93,7 +94,7 @@ def _ids(org_id: UUID, delivery_id: UUID) -> bytes:
 
 
 def _sign(kind: str, ids: bytes, target: bytes) -> str:
-    tag = hmac.digest(crypto.derive_key(kind), ids + target, "sha256")[:_TAG_OCTETS]
+    tag = hashlib.blake2b(ids + target, digest_size=_TAG_OCTETS, key=crypto.derive_key(kind)).digest()
     return base64.urlsafe_b64encode(ids + tag + target).rstrip(b"=").decode()
 
 
