@@ -24,6 +24,7 @@ from app import migrate
 from app.accounts import operator
 from app.core import log
 from app.core.config import Settings, get_settings
+from app.core.priority import be_nice
 from app.delivery import shaping
 from app.delivery.shaping import ShapingError
 from app.inbound import process as inbound
@@ -146,7 +147,7 @@ def _inbound(_: argparse.Namespace) -> int:
 def _webhooks(_: argparse.Namespace) -> int:
     with _environment(("DATABASE_URL",)) as settings:
         log.configure(settings)
-        os.nice(courier.NICENESS)
+        be_nice(courier.NICENESS)
         uvloop.run(courier.run(settings))
     return 0
 

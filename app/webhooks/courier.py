@@ -31,7 +31,7 @@ from app.webhooks.post import TIMEOUT_SECONDS, Attempt
 from app.webhooks.settle import Settler
 
 # Of the nice values, low enough to leave the processors to mail, and not so low as to be left without any.
-NICENESS = 10
+NICENESS = 19
 
 # What one process has in hand, and posts at once; of one organization.
 _HELD_MAX = 5000
