@@ -1,8 +1,9 @@
 """`make bench`: Postroad and Postfix + OpenDKIM on this machine, one after the other, delivering to the same sink.
 
-Mails of 10 KB, signed RSA-2048. Three loads: `single`, one mail a request over 32 connections; `batch`, a hundred
-mails a request; `postfix`, one mail a transaction over 32 connections, to a Postfix as Debian ships it and to one that
-we tuned as well as we know. `accepted` is how fast they were taken durably;
+Mails of 10 KB, signed RSA-2048. The loads: `single`, one mail a request over 32 connections; `batch`, a hundred
+mails a request; `watched`, a hundred mails of HTML with six links a request, once as they are and once with opens and
+clicks tracked and every event posted to a webhook; `postfix`, one mail a transaction over 32 connections, to a Postfix
+as Debian ships it and to one that we tuned as well as we know. `accepted` is how fast they were taken durably;
 `end to end` is from the first request to the last mail at the sink; the idle latency is that of mails sent one at a
 time, from handing in to their arrival. The processor time is that of all processes of a side; what the sink and the
 load generator took beside them on the same machine is told apart. `--backlog` measures something else: see
@@ -17,17 +18,22 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench import backlog, mails, postfix, postroad, sink
+from tests.bench import backlog, endpoint, mails, postfix, postroad, sink
 from tests.bench.measure import Figures, measure
 
 SINGLE, BATCH, TUNED, STOCK = "single", "batch", "Postfix tuned", "Postfix"
+HTML, WATCHED = "html", "html watched"
 # Ours and its rate, by which rate of the peer it is divided: always how fast its mails arrive.
-RATIOS = ((SINGLE, "accepted_per_second"), (SINGLE, "end_to_end_per_second"), (BATCH, "end_to_end_per_second"))
+ENDED = "end_to_end_per_second"
+RATIOS = ((SINGLE, "accepted_per_second"), (SINGLE, ENDED), (BATCH, ENDED), (HTML, ENDED), (WATCHED, ENDED))
+WATCHED_RATIO_MIN = 0.9
+EVENTS_TIMEOUT_SECONDS = 600
 NAMES = [field.name for field in dataclasses.fields(Figures) if field.type in (float, float | None)]
 
 
@@ -39,6 +45,29 @@ async def _measure_postroad(options: argparse.Namespace, target: sink.Sink) -> A
         if options.only in (None, "batch"):
             load = mails.batches(ours, options.batch_messages, options.batch_connections)
             yield BATCH, await measure(load, target, processes)
+
+
+async def _measure_watched(options: argparse.Namespace, target: sink.Sink) -> AsyncIterator[tuple[str, Figures]]:
+    """The same mails on two houses, as neither is to be measured with the other's in its tables."""
+    if options.only not in (None, "watched"):
+        return
+    async with _directory() as directory, postroad.running(directory, target) as ours:
+        load = mails.html_batches(ours, options.batch_messages, options.batch_connections, tracked=False)
+        yield HTML, await measure(load, target, ours.processes(await ours.worker()))
+    async with _directory() as directory, postroad.running(directory, target) as ours, endpoint.running() as told:
+        load = mails.html_batches(ours, options.batch_messages, options.batch_connections, tracked=True)
+        processes = ours.processes(await ours.worker()) | {"webhooks": (await ours.watch(told.url)).pid}
+        figures = await measure(load, target, processes)
+        yield WATCHED, dataclasses.replace(figures, events_behind_seconds=await _behind(ours, told))
+
+
+async def _behind(ours: postroad.Postroad, told: endpoint.Endpoint) -> float:
+    """Seconds until every event has come; nothing is lost, and nothing repeated."""
+    arrived_at = time.time()
+    ((events,),) = await ours.house.query("SELECT count(*) FROM events")
+    last_at = await told.reach(events, timeout_seconds=EVENTS_TIMEOUT_SECONDS)
+    assert await told.count() == events, "an event came twice"
+    return max(0.0, last_at - arrived_at)
 
 
 async def _measure_postfix(options: argparse.Namespace, target: sink.Sink) -> AsyncIterator[tuple[str, Figures]]:
@@ -58,7 +87,7 @@ async def _directory() -> AsyncIterator[Path]:
 
 async def run(options: argparse.Namespace) -> dict[str, list[Figures]]:
     """All rounds, turn by turn; the figures by load."""
-    sides = [_measure_postroad] if options.only != "postfix" else []
+    sides = [_measure_postroad, _measure_watched] if options.only != "postfix" else []
     if options.only in (None, "postfix"):
         if (reason := postfix.missing()) is None:
             sides.append(_measure_postfix)
@@ -92,6 +121,8 @@ def report(figures: dict[str, list[Figures]]) -> dict[str, Any]:
             if peer in medians and side in medians:
                 ratio = medians[side][name] / medians[peer]["end_to_end_per_second"]
                 ratios[f"{side} {name} ÷ {peer} end_to_end_per_second"] = ratio
+    if WATCHED in medians:
+        ratios[f"{WATCHED} ÷ {HTML}, at least {WATCHED_RATIO_MIN}"] = medians[WATCHED][ENDED] / medians[HTML][ENDED]
     for label, ratio in ratios.items():
         sys.stderr.write(f"{label:<70}{ratio:>8.2f}\n")
     rounds = {side: [dataclasses.asdict(one) for one in found] for side, found in figures.items()}
@@ -118,7 +149,9 @@ def main() -> None:
     parser.add_argument("--batch-messages", type=int, help="mails a round in batches (four times --messages)")
     parser.add_argument("--batch-connections", type=int, default=4, help="connections for batches (4)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds, A B A B (2)")
-    parser.add_argument("--only", choices=("single", "batch", "postfix"), help="one load alone, without comparison")
+    parser.add_argument(
+        "--only", choices=("single", "batch", "watched", "postfix"), help="one load alone, without comparison"
+    )
     parser.add_argument("--tuned-only", action="store_true", help="leave out Postfix as Debian ships it")
     parser.add_argument("--backlog", type=int, metavar="N", help="instead: the rate with N deliveries queued")
     options = parser.parse_args()

@@ -1,4 +1,7 @@
-"""The mails: the same 10 KB of text for both sides, each with a number of its own in subject and text."""
+"""The mails: the same 10 KB of text for both sides, each with a number of its own in subject and text.
+
+Of those that are tracked the 10 KB are HTML, with half a dozen links, as receipts have.
+"""
 
 import json
 import random
@@ -11,6 +14,7 @@ from tests.bench.measure import Load
 TEXT_BYTES = 10_000
 CONNECTIONS = 32
 BATCH_MAILS = 100
+LINK_EVERY = 4
 RECIPIENT = f"somebody@{postroad.SITE}"
 
 
@@ -21,6 +25,23 @@ def text(size_bytes: int = TEXT_BYTES, seed: int = 0) -> str:
     while sum(map(len, lines)) < size_bytes:
         lines.append(" ".join("".join(words.choices("etaoinshrdlu", k=words.randint(2, 9))) for _ in range(10)) + "\n")
     return "".join(lines)[:size_bytes]
+
+
+def html(seed: int) -> str:
+    """10 KB of HTML as receipts are: a table, its styles in every element for the programs that read no others."""
+    lines = iter(text(TEXT_BYTES, seed).splitlines())
+    style = "margin:0;box-sizing:border-box;font-family:'Helvetica Neue',Helvetica,Arial,sans-serif;font-size:14px"
+    head = f'<!doctype html><html><body style="{style}"><table class="body" style="{style};background-color:#f6f6f6">'
+    rows = []
+    size_bytes = len(head)
+    while size_bytes < TEXT_BYTES:
+        line = next(lines)
+        if len(rows) % LINK_EVERY == 1:
+            target = f"https://shop.example/items/{seed}-{len(rows)}?utm_source=mail&amp;utm_medium=email"
+            line = f'<a href="{target}" style="{style};color:#348eda">{line}</a>'
+        rows.append(f'<tr style="{style}"><td class="content" style="{style};vertical-align:top">{line}</td></tr>\n')
+        size_bytes += len(rows[-1])
+    return f"{head}{''.join(rows[:-1])}</table></body></html>\n"
 
 
 def _message(seed: int) -> dict[str, Any]:
@@ -41,8 +62,21 @@ def single(ours: postroad.Postroad, mails: int) -> Load:
 
 def batches(ours: postroad.Postroad, mails: int, connections: int) -> Load:
     """A hundred different mails a request; `mails` is rounded up to whole batches."""
+    return _batches(ours, mails, connections, [_message(seed) for seed in range(BATCH_MAILS)])
+
+
+def html_batches(ours: postroad.Postroad, mails: int, connections: int, *, tracked: bool) -> Load:
+    """As `batches`, of HTML; with opens and clicks tracked, or not."""
+    switches = {"track_opens": tracked, "track_clicks": tracked}
+    messages = [_message(seed) | {"html": html(seed)} | switches for seed in range(BATCH_MAILS)]
+    for message in messages:
+        del message["text"]
+    return _batches(ours, mails, connections, messages)
+
+
+def _batches(ours: postroad.Postroad, mails: int, connections: int, messages: list[dict[str, Any]]) -> Load:
     count = -(-mails // BATCH_MAILS)
-    content = json.dumps({"messages": [_message(seed) for seed in range(BATCH_MAILS)]})
+    content = json.dumps({"messages": messages})
     path = "/api/v1/messages/batch"
     task = Task("http", "127.0.0.1", ours.port, count, connections, content, path=path, key=ours.key)
     return Load(task, mails=BATCH_MAILS, idle=False)

@@ -41,6 +41,8 @@ class Figures:
     idle_p95_milliseconds: float | None
     cpu_by_process: dict[str, float]
     memory_megabytes: dict[str, float]
+    # From the last mail's arrival to that of the last event at the webhook's endpoint, where there is one.
+    events_behind_seconds: float | None = None
 
 
 async def measure(work: Load, sink: Sink, processes: dict[str, int]) -> Figures:

@@ -42,6 +42,13 @@ class Postroad:
         """Start the worker and wait until its engines run."""
         return await self.house.worker(processes=WORKER_PROCESSES)
 
+    async def watch(self, url: str) -> Process:
+        """Have every event posted to this URL from now on; the process that does it."""
+        async with httpx.AsyncClient(base_url=self.house.base_url, trust_env=False, timeout=30) as client:
+            made = await client.post("/api/v1/webhooks", json={"url": url}, headers={"X-API-Key": self.key})
+            assert made.status_code == 201, made.text
+        return self.house.start("webhooks")
+
     def processes(self, worker: Process) -> dict[str, int]:
         """The processes to look at, by name."""
         return {"api": self.api_pid, "worker": worker.pid, **self.house.server_pids()}
