@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
+
+import asyncpg
 
 from app.core.db import Database
 from app.core.errors import PostroadError
@@ -17,7 +20,7 @@ from app.core.networks import client_address
 from app.messages import aftermath
 from app.messages.aftermath import Happening
 from app.suppressions import service as suppressions
-from app.suppressions.service import Entry
+from app.suppressions.service import Asked, Entry
 from app.tracking import agents, queries, tokens
 from app.tracking.agents import MAX_USER_AGENT_CHARACTERS
 from app.tracking.journal import Journal
@@ -119,8 +122,9 @@ async def unsubscribe(database: Database, token: str, tag: str, method: str, see
     """Spare the recipient the organization's mail from now on; with a tag, mail that carries it.
 
     `method` is told by the event; whether a person asked is not, as by one click it is their provider that does. Asked
-    again it changes nothing, and is told by one event for each copy, unless it now goes further than before. Raises
-    UnknownLink, ValueError for a tag that the message does not carry, and DATABASE_ERRORS.
+    again it changes nothing, and is told by one event for each copy, unless it now goes further than before, or the
+    organization has lifted the suppression since. Raises UnknownLink, ValueError for a tag that the message does not
+    carry, and DATABASE_ERRORS.
     """
     ids = tokens.read_unsubscribe(token)
     if ids is None:
@@ -133,7 +137,8 @@ async def unsubscribe(database: Database, token: str, tag: str, method: str, see
             raise UnknownLink
         if tag and tag not in copy.tags:
             raise ValueError("the message does not carry this tag")
-        if not await queries.is_told(connection, org_id, delivery_id, copy.message_id, tag):
+        is_told = await queries.is_told(connection, org_id, delivery_id, copy.message_id, tag)
+        if not is_told or await _is_lifted(connection, org_id, copy, tag):
             data = {"method": method, **({"tag": tag} if tag else {}), **seen.traces()}
             happening = Happening(org_id, delivery_id, "unsubscribed", datetime.now(UTC), data)
             await aftermath.record(connection, [happening])
@@ -142,3 +147,9 @@ async def unsubscribe(database: Database, token: str, tag: str, method: str, see
             entry = Entry(org_id, copy.recipient.casefold(), "unsubscribe", tag, copy.message_id, detail)
             await suppressions.note(connection, [entry])
     return copy
+
+
+async def _is_lifted(connection: asyncpg.Connection, org_id: UUID, copy: Copy, tag: str) -> bool:
+    """Whether the copy's recipient would get mail with the tag again. Simulated copies suppress nobody."""
+    asked = Asked(org_id, copy.recipient, [tag] if tag else [])
+    return not copy.is_simulated and not await suppressions.find(connection, {tag: asked})

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ from fastapi import FastAPI
 
 from app.core.ids import new_id
 from app.tracking import pages_html, tokens
+from tests.accounts import helpers
 from tests.tracking.conftest import BROWSER, Copy, Recipients
 
 ONE_CLICK = {"List-Unsubscribe": "One-Click"}
@@ -123,6 +125,31 @@ async def test_each_copy_tells_of_its_own(recipients: Recipients) -> None:
         assert len(await recipients.events(copy, "unsubscribed")) == 1
     # The address is spared since the first.
     assert await recipients.suppressions() == [("ada@there.example", "", "unsubscribe", first.message_id)]
+
+
+@pytest.mark.parametrize("tag", ["", "news"])
+async def test_who_gets_mail_again_and_unsubscribes_again_is_told_of_again(recipients: Recipients, tag: str) -> None:
+    copy = await recipients.copy(tags=["news"])
+    check_page(await post(recipients, copy.unsubscribe, tag=tag))
+    sender = recipients.sender
+    lifted = {"address": copy.recipient, **({"tag": tag} if tag else {})}
+    answer = await sender.client.delete("/api/v1/suppressions", params=lifted, headers=sender.user)
+    assert answer.status_code == 204
+    for _ in range(2):
+        check_page(await post(recipients, copy.unsubscribe, tag=tag))
+    assert await recipients.suppressions() == [("ada@there.example", tag, "unsubscribe", copy.message_id)]
+    assert len(await recipients.events(copy, "unsubscribed")) == 2
+
+
+async def test_what_is_simulated_is_told_once_and_suppresses_nobody(recipients: Recipients) -> None:
+    sender = recipients.sender
+    _, test_key = await helpers.mint(sender.client, sender.user, test=True)
+    simulated = replace(recipients, sender=replace(sender, key={"X-API-Key": test_key}))
+    copy = await simulated.copy()
+    for _ in range(2):
+        check_page(await post(simulated, copy.unsubscribe, **ONE_CLICK))
+    assert len(await simulated.events(copy, "unsubscribed")) == 1
+    assert await recipients.suppressions() == []
 
 
 async def test_links_that_are_none(recipients: Recipients) -> None:
