@@ -5,6 +5,7 @@ them, tracked links, the pixel and the unsubscribe link in its text.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -16,6 +17,8 @@ from app.tracking import tokens
 
 # A sender who writes one of them has a way of their own to unsubscribe.
 _LIST_FIELDS = frozenset({"list-unsubscribe", "list-unsubscribe-post"})
+# RFC 2369 section 2: blanks inside the angle brackets are none of the URL.
+_LIST_URL = re.compile(r"<([^<>]*)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,16 @@ class Copies:
     Raises what composing raises. Making one is the work of a whole mail, unless bodies differ.
     """
 
-    __slots__ = ("_base_url", "_content", "_has_list_fields", "_mail", "_shared", "smtputf8")
+    __slots__ = ("_base_url", "_content", "_has_list_fields", "_mail", "_shared", "_untracked", "smtputf8")
 
     def __init__(self, content: Content, mail: compose.Mail, base_url: str) -> None:
         self.smtputf8 = compose.needs_smtputf8(mail)
         self._content = content
         self._base_url = base_url
-        self._has_list_fields = not content.notice and not any(name.lower() in _LIST_FIELDS for name, _ in mail.headers)
+        own = [value for name, value in mail.headers if name.lower() in _LIST_FIELDS]
+        self._has_list_fields = not content.notice and not own
+        # A sender's own way to unsubscribe stays as it is in the bodies too.
+        self._untracked = frozenset("".join(url.split()) for value in own for url in _LIST_URL.findall(value))
         self._mail: compose.Mail | None = None
         self._shared: Unsigned | None = None
         if _differ(content, mail):
@@ -73,6 +79,8 @@ class Copies:
         content, html, text = self._content, mail.html, mail.text
 
         def link(url: str) -> str:
+            if url in self._untracked:
+                return url
             return tokens.click_url(self._base_url, content.org_id, delivery_id, url) or url
 
         if html is not None and (content.track_opens or content.track_clicks):

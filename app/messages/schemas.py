@@ -123,7 +123,7 @@ class SendRequest(Body):
         default=False,
         description="Lead the http(s) links of the HTML over Postroad, and tell by events `clicked` when they are "
         "followed; `html_and_text`: those of the plain text too. A link with the attribute "
-        '`data-postroad-track="off"` stays as it is.',
+        '`data-postroad-track="off"` stays as it is, and so do the URLs of a `List-Unsubscribe` of your own.',
     )
     scheduled_at: TimestampInput | None = Field(default=None, description="Not sent before; at most 30 days ahead.")
     expires_at: TimestampInput | None = Field(

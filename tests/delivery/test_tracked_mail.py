@@ -179,11 +179,23 @@ async def test_every_recipient_has_links_of_their_own(
 async def test_a_senders_own_way_to_unsubscribe_is_theirs_alone(
     sender: Sender, engine: Engine, mx: SmtpServer, site: str
 ) -> None:
-    own = "<https://shop.example/leave>, <mailto:leave@shop.example>"
-    _, (content,) = await delivered(sender, mx, f"ada@{site}", headers={"list-unsubscribe": own})
-    mail, _, _ = read(content)
+    own = "<mailto:leave@shop.example>, < https://shop.example/leave?u=1&l=2 >"
+    leave, other = "https://shop.example/leave?u=1&l=2", "https://shop.example/leave?u=1"
+    body = {
+        "html": f'<a href="{leave.replace("&", "&amp;")}">leave</a> <a href="{other}">other</a>',
+        "text": f"Leave: {leave}\nOther: {other}\n",
+    }
+    _, (content,) = await delivered(
+        sender, mx, f"ada@{site}", headers={"list-unsubscribe": own}, **body, track_clicks="html_and_text"
+    )
+    mail, plain, html = read(content)
     assert mail.get_all("List-Unsubscribe") == [own]
     assert mail["List-Unsubscribe-Post"] is None
+    # In the bodies it is no more than in the header the way over us.
+    assert links(html)[0] == leave
+    assert plain.startswith(f"Leave: {leave}\n")
+    assert "/track/click/" in links(html)[1]
+    assert plain.count("/track/click/") == 1
 
 
 async def test_what_is_not_asked_for_is_not_tracked(sender: Sender, engine: Engine, mx: SmtpServer, site: str) -> None:
