@@ -125,7 +125,7 @@ async def _tokens(database: Database, org_id: UUID) -> dict[str, str]:
     """Of a copy that was sent: its pixel's, and that of its unsubscribe page."""
     async with database.transaction() as session:
         found = await session.scalar(text("SELECT id FROM deliveries WHERE org_id = :id LIMIT 1"), {"id": org_id})
-    made = {"id": tokens.open_url("", org_id, found), "token": tokens.unsubscribe_url("", org_id, found)}
+    made = {"id": tokens.Links("", org_id, found).open(), "token": tokens.Links("", org_id, found).unsubscribe()}
     return {name: url.rpartition("/")[2] for name, url in made.items()}
 
 

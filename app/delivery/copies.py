@@ -13,7 +13,7 @@ from app.delivery.queries import Content
 from app.mail import compose, dkim
 from app.mail.rewrite import rewrite_html, rewrite_text
 from app.messages.body import UNSUBSCRIBE_URL
-from app.tracking import tokens
+from app.tracking.tokens import Links
 
 # A sender who writes one of them has a way of their own to unsubscribe.
 _LIST_FIELDS = frozenset({"list-unsubscribe", "list-unsubscribe-post"})
@@ -69,29 +69,29 @@ class Copies:
         """The copy's own header fields, to be put before the others; perhaps none."""
         if not self._has_list_fields:
             return b""
-        url = self._unsubscribe_url(delivery_id)
+        url = self._links(delivery_id).unsubscribe()
         return f"List-Unsubscribe: <{url}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n".encode()
 
-    def _unsubscribe_url(self, delivery_id: UUID) -> str:
-        return tokens.unsubscribe_url(self._base_url, self._content.org_id, delivery_id)
+    def _links(self, delivery_id: UUID) -> Links:
+        return Links(self._base_url, self._content.org_id, delivery_id)
 
     def _personal(self, mail: compose.Mail, delivery_id: UUID) -> compose.Mail:
         content, html, text = self._content, mail.html, mail.text
+        links = self._links(delivery_id)
 
         def link(url: str) -> str:
-            if url in self._untracked:
-                return url
-            return tokens.click_url(self._base_url, content.org_id, delivery_id, url) or url
+            return url if url in self._untracked else links.click(url) or url
 
         if html is not None and (content.track_opens or content.track_clicks):
-            pixel = tokens.open_url(self._base_url, content.org_id, delivery_id) if content.track_opens else None
+            pixel = links.open() if content.track_opens else None
             html = rewrite_html(html, link if content.track_clicks else _as_it_is, pixel)
         if text is not None and content.track_text:
             text = rewrite_text(text, link)
         # Last, so that whoever wants no more mail is not told of as having clicked.
-        url = self._unsubscribe_url(delivery_id)
-        html = html and html.replace(UNSUBSCRIBE_URL, url)
-        text = text and text.replace(UNSUBSCRIBE_URL, url)
+        if html is not None and UNSUBSCRIBE_URL in html:
+            html = html.replace(UNSUBSCRIBE_URL, links.unsubscribe())
+        if text is not None and UNSUBSCRIBE_URL in text:
+            text = text.replace(UNSUBSCRIBE_URL, links.unsubscribe())
         return dataclasses.replace(mail, html=html, text=text)
 
 

@@ -37,6 +37,8 @@ MAX_LINKS: Final = 1000
 MAX_URL_CHARACTERS: Final = 2000
 
 _URL = re.compile(r"[hH][tT][tT][pP][sS]?://[^\x00-\x20\x7f<>/?#\\][^\x00-\x1f\x7f<>\ud800-\udfff]*+")
+# Most of them: what `_is_fit` would say the same of, but later.
+_USUAL_URL = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9._~:/?#@!$'()+,;=&%-]{0,1980}+")
 _PLACEHOLDER = re.compile(r"\{[{%]|%%|\*\|")
 _C0_AND_SPACE = "".join(map(chr, range(0x21)))
 # A name without semicolon is none when a letter, a digit or "=" follows: "?a=1&copy=2" has no © (section 13.2.5.73).
@@ -213,7 +215,7 @@ class _Reading:
             return
         start, stop = found.span(quoting)
         url = _followed(self.html[start:stop])
-        if not _is_fit(url) or _is_off(self.html[found.start("link") : found.end()]):
+        if url is None or _is_off(self.html[found.start("link") : found.end()]):
             return
         self.left -= 1
         target = self.link(url)
@@ -231,14 +233,19 @@ def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
     return "".join((*pieces, text[last:]))
 
 
-def _followed(value: str) -> str:
-    """The URL that a browser follows for the value of an attribute (HTML Standard 13.2.5.72, URL Standard 4.4)."""
+def _followed(value: str) -> str | None:
+    """The URL that a browser follows for the value of an attribute (HTML Standard 13.2.5.72, URL Standard 4.4); None
+    for what is not fit for tracking.
+    """
     if "&" in value:
         if value.count("&") == value.count("&amp;"):
             value = value.replace("&amp;", "&")
         else:
             value = _REFERENCE.sub(_character, value)
-    return value.strip(_C0_AND_SPACE).replace("\t", "").replace("\n", "").replace("\r", "")
+    if _USUAL_URL.fullmatch(value) and "%%" not in value:
+        return value
+    value = value.strip(_C0_AND_SPACE).replace("\t", "").replace("\n", "").replace("\r", "")
+    return value if _is_fit(value) else None
 
 
 def _character(reference: re.Match[str]) -> str:

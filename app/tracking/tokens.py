@@ -33,6 +33,7 @@ _HEAD_OCTETS = _IDS_OCTETS + _TAG_OCTETS
 _HEAD_CHARACTERS = _HEAD_OCTETS * 4 // 3
 _MAX_CHARACTERS = _HEAD_CHARACTERS + -(-MAX_TARGET_CHARACTERS * 4 // 3)
 
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _TARGET = re.compile(r"https?://(?![/?#\\])[!-~]+", re.ASCII | re.IGNORECASE)
 _PARTS = re.compile(r"(https?://)([^/?#\\\x00-\x1f\x7f]*)([^\x00-\x1f\x7f]*)", re.IGNORECASE)
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -47,25 +48,32 @@ def links_base(public_url: str, host: str | None) -> str:
     return parts._replace(netloc=netloc).geturl()
 
 
-def open_url(base_url: str, org_id: UUID, delivery_id: UUID) -> str:
-    """The address of a copy's pixel."""
-    return base_url + OPEN_PATH + _sign(_OPEN, _ids(org_id, delivery_id), b"")
+class Links:
+    """The addresses in one copy of a mail, at `base_url`."""
 
+    __slots__ = ("_base_url", "_ids")
 
-def click_url(base_url: str, org_id: UUID, delivery_id: UUID, target: str) -> str | None:
-    """The address that leads to `target` and tells of it; None for what cannot be a target.
+    def __init__(self, base_url: str, org_id: UUID, delivery_id: UUID) -> None:
+        self._base_url = base_url
+        self._ids = _VERSION + org_id.bytes + delivery_id.bytes
 
-    That is anything but an http(s) URL of at most MAX_TARGET_CHARACTERS once it is written in ASCII.
-    """
-    target = _in_ascii(target)
-    if len(target) > MAX_TARGET_CHARACTERS or _TARGET.fullmatch(target) is None:
-        return None
-    return base_url + CLICK_PATH + _sign(_CLICK, _ids(org_id, delivery_id), target.encode())
+    def open(self) -> str:
+        """The address of the copy's pixel."""
+        return self._base_url + OPEN_PATH + _sign(_OPEN, self._ids, b"")
 
+    def click(self, target: str) -> str | None:
+        """The address that leads to `target` and tells of it; None for what cannot be a target.
 
-def unsubscribe_url(base_url: str, org_id: UUID, delivery_id: UUID) -> str:
-    """Where the recipient of a copy says that they want no more: a page, and RFC 8058's one click."""
-    return base_url + UNSUBSCRIBE_PATH + _sign(_UNSUBSCRIBE, _ids(org_id, delivery_id), b"")
+        That is anything but an http(s) URL of at most MAX_TARGET_CHARACTERS once it is written in ASCII.
+        """
+        target = _in_ascii(target)
+        if len(target) > MAX_TARGET_CHARACTERS or _TARGET.fullmatch(target) is None:
+            return None
+        return self._base_url + CLICK_PATH + _sign(_CLICK, self._ids, target.encode())
+
+    def unsubscribe(self) -> str:
+        """Where the copy's recipient says that they want no more: a page, and RFC 8058's one click."""
+        return self._base_url + UNSUBSCRIBE_PATH + _sign(_UNSUBSCRIBE, self._ids, b"")
 
 
 def read_open(token: str) -> tuple[UUID, UUID] | None:
@@ -89,13 +97,9 @@ def read_unsubscribe(token: str) -> tuple[UUID, UUID] | None:
     return _read_ids(_UNSUBSCRIBE, token)
 
 
-def _ids(org_id: UUID, delivery_id: UUID) -> bytes:
-    return _VERSION + org_id.bytes + delivery_id.bytes
-
-
 def _sign(kind: str, ids: bytes, target: bytes) -> str:
     tag = hashlib.blake2b(ids + target, digest_size=_TAG_OCTETS, key=crypto.derive_key(kind)).digest()
-    return base64.urlsafe_b64encode(ids + tag + target).rstrip(b"=").decode()
+    return binascii.b2a_base64(ids + tag + target, newline=False).translate(_URLSAFE, b"=").decode()
 
 
 def _read_ids(kind: str, token: str) -> tuple[UUID, UUID] | None:

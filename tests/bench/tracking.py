@@ -39,8 +39,8 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             await load.in_process(mails.batches(ours, MAILS, 4).task)
             copies = await ours.house.query("SELECT org_id, id FROM deliveries")
             paths = {
-                "opened": [tokens.open_url("", *copy) for copy in copies],
-                "clicked": [tokens.click_url("", *copy, TARGET) for copy in copies],
+                "opened": [tokens.Links("", *copy).open() for copy in copies],
+                "clicked": [tokens.Links("", *copy).click(TARGET) for copy in copies],
             }
             figures: dict[str, list[Any]] = {kind: [] for kind in paths}
             for _ in range(options.rounds):

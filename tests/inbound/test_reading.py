@@ -78,7 +78,7 @@ async def test_reports_of_one_moment_have_one_effect(port: int, sender: Sender, 
 
 async def test_complaints_by_any_of_our_tokens(port: int, sender: Sender, database: Database) -> None:
     found = await copies(database, sender, 4)
-    link = tokens.unsubscribe_url("https://links.example", found[2].org_id, found[2].id)
+    link = tokens.Links("https://links.example", found[2].org_id, found[2].id).unsubscribe()
     for copy, recipient, original in (
         (found[0], found[0].return_path, {}),
         (found[1], FBL, {"Return-Path": f"<{found[1].return_path}>"}),
@@ -107,7 +107,7 @@ async def test_forged_reports_have_no_effect_and_are_counted(
     (copy,) = await copies(database, sender)
     other = await make_sender(client, dns)
     (theirs,) = await copies(database, other)
-    link = tokens.unsubscribe_url("https://links.example", copy.org_id, copy.id)
+    link = tokens.Links("https://links.example", copy.org_id, copy.id).unsubscribe()
     altered = copy.local[:-1] + ("a" if copy.local[-1] != "a" else "b")
     forged = [
         {},

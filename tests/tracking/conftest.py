@@ -30,14 +30,14 @@ class Copy:
 
     @property
     def pixel(self) -> str:
-        return tokens.open_url("", self.org_id, self.id)
+        return tokens.Links("", self.org_id, self.id).open()
 
     @property
     def unsubscribe(self) -> str:
-        return tokens.unsubscribe_url("", self.org_id, self.id)
+        return tokens.Links("", self.org_id, self.id).unsubscribe()
 
     def link(self, target: str) -> str:
-        found = tokens.click_url("", self.org_id, self.id, target)
+        found = tokens.Links("", self.org_id, self.id).click(target)
         assert found is not None
         return found
 

@@ -41,7 +41,7 @@ async def test_every_id_is_answered_alike(recipients: Recipients) -> None:
     copy = await recipients.copy()
     good = (await recipients.get(copy.pixel)).content
     token = copy.pixel.rpartition("/")[2]
-    unknown = tokens.open_url("", copy.org_id, new_id()).rpartition("/")[2]
+    unknown = tokens.Links("", copy.org_id, new_id()).open().rpartition("/")[2]
     others = ("x", "", "a/b", "%00", "%FF", "%F0%9F%92%A3", token[:-1], f"{token}=", f"{token}/", unknown, "A" * 5000)
     for other in others:
         answer = await recipients.get(f"/track/open/{other}")
@@ -100,11 +100,11 @@ async def test_tenants_do_not_meet(recipients: Recipients, client: httpx.AsyncCl
     copy = await recipients.copy()
     other = await make_sender(client, dns)
     # Even signed by us, an id is one of its organization's.
-    strange = tokens.open_url("", other.org_id, copy.id), tokens.click_url("", other.org_id, copy.id, TARGET)
+    strange = tokens.Links("", other.org_id, copy.id).open(), tokens.Links("", other.org_id, copy.id).click(TARGET)
     for path in strange:
         assert path is not None
         assert (await recipients.get(path)).status_code in {200, 302}
-    strange_unsubscribe = tokens.unsubscribe_url("", other.org_id, copy.id)
+    strange_unsubscribe = tokens.Links("", other.org_id, copy.id).unsubscribe()
     assert (await recipients.client.post(strange_unsubscribe)).status_code == 404
     assert await recipients.events(copy, "opened", "clicked", "unsubscribed") == []
     assert await recipients.suppressions() == []

@@ -25,12 +25,12 @@ def token_of(url: str) -> str:
 
 def made() -> tuple[UUID, UUID, dict[str, str]]:
     org_id, delivery_id = new_id(), new_id()
-    click = tokens.click_url(BASE, org_id, delivery_id, TARGET)
+    click = tokens.Links(BASE, org_id, delivery_id).click(TARGET)
     assert click is not None
     urls = {
-        "open": tokens.open_url(BASE, org_id, delivery_id),
+        "open": tokens.Links(BASE, org_id, delivery_id).open(),
         "click": click,
-        "unsubscribe": tokens.unsubscribe_url(BASE, org_id, delivery_id),
+        "unsubscribe": tokens.Links(BASE, org_id, delivery_id).unsubscribe(),
     }
     for kind, url in urls.items():
         assert url.startswith(f"{BASE}/track/{kind}/")
@@ -114,7 +114,7 @@ def test_the_version_is_signed() -> None:
     ],
 )
 def test_only_http_urls_of_some_length_are_targets(target: str) -> None:
-    assert tokens.click_url(BASE, new_id(), new_id(), target) is None
+    assert tokens.Links(BASE, new_id(), new_id()).click(target) is None
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_only_http_urls_of_some_length_are_targets(target: str) -> None:
 )
 def test_targets_are_kept_in_ascii(target: str, followed: str) -> None:
     org_id, delivery_id = new_id(), new_id()
-    url = tokens.click_url("", org_id, delivery_id, target)
+    url = tokens.Links("", org_id, delivery_id).click(target)
     assert url is not None
     assert tokens.read_click(token_of(url)) == (org_id, delivery_id, followed)
 
 
 def test_the_longest_target_makes_a_url_that_all_readers_take() -> None:
-    url = tokens.click_url(BASE, new_id(), new_id(), f"https://example.com/{'x' * 1980}")
+    url = tokens.Links(BASE, new_id(), new_id()).click(f"https://example.com/{'x' * 1980}")
     assert url is not None
     assert len(url) < 4096 - 1000
     assert tokens.read_click(token_of(url)) is not None

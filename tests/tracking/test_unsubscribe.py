@@ -155,7 +155,7 @@ async def test_what_is_simulated_is_told_once_and_suppresses_nobody(recipients: 
 async def test_links_that_are_none(recipients: Recipients) -> None:
     copy = await recipients.copy()
     token = copy.unsubscribe.rpartition("/")[2]
-    gone = tokens.unsubscribe_url("", copy.org_id, new_id()).rpartition("/")[2]
+    gone = tokens.Links("", copy.org_id, new_id()).unsubscribe().rpartition("/")[2]
     pixel, click = copy.pixel.rpartition("/")[2], copy.link("https://shop.example/").rpartition("/")[2]
     for bad in ("", "x", token[:-1], f"{token}A", token.swapcase(), f"{token}/", "%00", "é", pixel, click, gone):
         for answer in (
