@@ -165,6 +165,15 @@ class Database:
             self._bare = None
 
 
+async def plan_anew(connection: asyncpg.Connection) -> None:
+    """Have the statements of this transaction planned for the tables as they are now.
+
+    A plan is kept once it was made some times, and one that was made while a table was empty may read all of it for
+    each row that is looked up: a burst after an idle hour would be settled so until the table is next analyzed.
+    """
+    await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+
+
 def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
     """Run `callback` (quick, never raising) once the session's transaction has committed."""
     session.info.setdefault("after_commit", []).append(callback)

@@ -13,7 +13,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.db import dumps
+from app.core.db import dumps, plan_anew
 from app.delivery.outcome import Claimed
 
 # Their mail waits, and goes out after the suspension. Few, and found by an index of their own.
@@ -282,6 +282,7 @@ async def settle(connection: asyncpg.Connection, rows: Sequence[Settled], events
         [row.next_attempt_at for row in rows],
         [row.sources for row in rows],
     )
+    await plan_anew(connection)
     kept = {(org_id, delivery_id) for org_id, delivery_id in await connection.fetch(_SETTLE, *columns)}
     if len(kept) < len(rows):
         events = [event for event in events if (event[0], event[3]) in kept]

@@ -138,11 +138,17 @@ def upgrade() -> None:
     op.alter_column("events", "tx", server_default=sa.text("(pg_current_xact_id()::text)::bigint"))
     op.drop_constraint("pk_events", "events", type_="primary")
     op.create_primary_key("pk_events", "events", ["org_id", "tx", "id"])
+    op.drop_index(op.f("ix_deliveries_org_id_recipient"), table_name="deliveries")
+    op.drop_index(op.f("ix_deliveries_org_id_message_id"), table_name="deliveries")
+    op.create_index(op.f("ix_deliveries_message_id_org_id"), "deliveries", ["message_id", "org_id"], unique=False)
     op.add_column("messages", sa.Column("track_text", sa.Boolean(), server_default="false", nullable=False))
     op.add_column("messages", sa.Column("notice", sa.Boolean(), server_default="false", nullable=False))
 
 
 def downgrade() -> None:
+    op.drop_index(op.f("ix_deliveries_message_id_org_id"), table_name="deliveries")
+    op.create_index(op.f("ix_deliveries_org_id_message_id"), "deliveries", ["org_id", "message_id"], unique=False)
+    op.create_index(op.f("ix_deliveries_org_id_recipient"), "deliveries", ["org_id", "recipient"], unique=False)
     op.drop_column("messages", "notice")
     op.drop_column("messages", "track_text")
     op.drop_constraint("pk_events", "events", type_="primary")
