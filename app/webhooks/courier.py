@@ -121,9 +121,12 @@ class Courier:
         """Hand on a batch of each organization's events; whether there are more."""
         has_more = False
         async with self._database.bare() as connection:
-            for org_id in await fanout.organizations_with_news(connection):
+            for org_id, webhooks in await fanout.organizations_with_news(connection):
                 if self._stopping.is_set():
                     break
+                # Events wait in the log as well as anywhere, and cost nothing there.
+                if sum(one.has_enough for one in self._endpoints if one.key[0] == org_id) >= webhooks:
+                    continue
                 has_more = await self._hand_on(connection, org_id) or has_more
         return has_more
 
@@ -139,8 +142,8 @@ class Courier:
             # Whatever it is with this organization's events, the others' go on.
             log.exception("fan_out_refused", org_id=str(org_id))
             return False
-        for endpoint in handed.left:
-            endpoint.has_backlog = True
+        for endpoint, count in handed.left.items():
+            endpoint.waiting += count
         self._take(handed.jobs)
         return handed.has_more
 
@@ -185,10 +188,13 @@ class Courier:
         # One that was disabled in this moment is not known: the lease ends, and it is cancelled.
         found = [(self._endpoints.get((job.org_id, job.webhook_id)), job) for job in jobs]
         taken = [(endpoint, job) for endpoint, job in found if endpoint is not None]
-        if len(jobs) < batch:
-            counts = Counter(endpoint for endpoint, _ in taken)
-            for endpoint in self._endpoints:
-                endpoint.has_backlog = counts[endpoint] >= rooms.get(endpoint.key[1], FIRST_SHARE)
+        counts = Counter(endpoint for endpoint, _ in taken)
+        for endpoint in self._endpoints:
+            # One that got less than it had room for has nothing more there.
+            if counts[endpoint] >= rooms.get(endpoint.key[1], FIRST_SHARE):
+                endpoint.waiting = max(1, endpoint.waiting - counts[endpoint])
+            elif len(jobs) < batch:
+                endpoint.waiting = 0
         self._take(taken)
         return bool(jobs)
 

@@ -22,6 +22,8 @@ _SLOW_SECONDS = 2.0
 # An endpoint's wish to be left alone holds for all its deliveries, but a process remembers it no longer than this.
 _MAX_PAUSE_SECONDS = 3600.0
 _IDLE_SECONDS = 60.0
+# Some seconds' work for one that is quick.
+_ENOUGH = 2000
 
 
 class Endpoint:
@@ -33,7 +35,8 @@ class Endpoint:
         self.lines = Lines(web, row.url)
         self.ready: deque[Job] = deque()
         self.under_way = 0
-        self.has_backlog = False
+        # What this process knows to wait for it in the database; there may be more.
+        self.waiting = 0
         self.success_noted_at: datetime | None = None
         self._limit = 1 if row.failing_since else _FIRST_AT_ONCE
         self._share = FIRST_SHARE
@@ -58,6 +61,16 @@ class Endpoint:
             return 0
         share = min(self._share, 2 * self._limit) if self._limit < MAX_AT_ONCE else self._share
         return max(0, share - len(self.ready) - self.under_way)
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether something waits for it in the database."""
+        return self.waiting > 0
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether so much waits for it that more need not be handed on yet."""
+        return self.waiting >= _ENOUGH
 
     @property
     def wants_more(self) -> bool:

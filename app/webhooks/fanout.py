@@ -5,6 +5,7 @@ nothing. What an endpoint has room for is written under a lease of this process,
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from uuid import UUID
 import asyncpg
 
 from app.core import ids
+from app.core.db import plan_anew
 from app.messages import feed
 from app.messages.feed import FeedEvent
 from app.webhooks import payload
@@ -31,8 +33,11 @@ _LATE = timedelta(days=9)
 
 _HORIZON = "(SELECT pg_snapshot_{end}(pg_current_snapshot())::text::bigint)"
 _NEWS = f"""
-    SELECT c.org_id FROM webhook_cursors c
-    WHERE EXISTS (SELECT FROM webhooks w WHERE w.org_id = c.org_id AND w.disabled_at IS NULL)
+    SELECT c.org_id, n.count FROM webhook_cursors c
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int FROM webhooks w WHERE w.org_id = c.org_id AND w.disabled_at IS NULL
+    ) n
+    WHERE n.count > 0
       AND (c.event_id < $1::uuid OR c.tx >= {_HORIZON.format(end="xmax")}
            OR EXISTS (SELECT FROM events e WHERE e.org_id = c.org_id AND (e.tx, e.id) > (c.tx, c.event_id)
                         AND e.tx < {_HORIZON.format(end="xmin")} AND e.id >= $2::uuid))
@@ -56,16 +61,16 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """What came of handing on one batch: deliveries in this process's hands, endpoints for which others wait in the
-    database, and whether there are more events.
+    """What came of handing on one batch: deliveries in this process's hands, how many others wait in the database for
+    each endpoint, and whether there are more events.
     """
 
     jobs: list[tuple[Endpoint, Job]]
-    left: set[Endpoint]
+    left: Counter[Endpoint]
     has_more: bool
 
 
-_NOTHING = Handed([], set(), has_more=False)
+_NOTHING = Handed([], Counter(), has_more=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,11 @@ class _Subscriber:
         return event.tx >= self.since_tx and (not self.types or payload.type_of(event) in self.types)
 
 
-async def organizations_with_news(connection: asyncpg.Connection) -> list[UUID]:
-    """Organizations with events for their webhooks, some of them when there are very many."""
+async def organizations_with_news(connection: asyncpg.Connection) -> list[tuple[UUID, int]]:
+    """Organizations with events for their webhooks, some of them when there are very many; how many webhooks are on."""
     now = datetime.now(UTC)
     rows = await connection.fetch(_NEWS, ids.floor(now - _STALE), ids.floor(now - _LATE), _ORGANIZATIONS)
-    return [row["org_id"] for row in rows]
+    return [(org_id, count) for org_id, count in rows]
 
 
 async def hand_on(
@@ -95,6 +100,7 @@ async def hand_on(
     """
     leased_until = time.monotonic() + lease_seconds
     async with connection.transaction():
+        await plan_anew(connection)
         locked = await connection.fetchrow(_LOCK, org_id)
         if locked is None:
             return _NOTHING
@@ -135,7 +141,7 @@ class _Deliveries:
     def __init__(self, org_id: UUID, now: datetime, budget: int, lease: timedelta, leased_until: float) -> None:
         self.records: list[tuple[Any, ...]] = []
         self.jobs: list[tuple[Endpoint, Job]] = []
-        self.left: set[Endpoint] = set()
+        self.left: Counter[Endpoint] = Counter()
         self._org_id = org_id
         self._now = now
         self._budget = budget
@@ -154,7 +160,7 @@ class _Deliveries:
             delivery_id = ids.new_id()
             key = (self._org_id, delivery_id, webhook_id, event.id, payload.type_of(event), event.message_id, text)
             if not self._takes(endpoint):
-                self.left.add(endpoint)
+                self.left[endpoint] += 1
                 self.records.append((*key, self._now, self._now, None))
                 continue
             self.records.append((*key, self._now, self._now + self._lease, self._token))
