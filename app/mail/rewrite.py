@@ -135,6 +135,7 @@ _PARTNERS = {")": "(", "]": "[", "}": "{"}
 _AFTER_URL = ".,;:!?'*|([{"
 _ENDED = re.compile(r"[\])}.,;:!?'*|]*+(?:[(\[{]|\Z)")
 
+_TO_ESCAPE = re.compile("[&<>\"']")
 _PIXEL = '<img src="{}" width="1" height="1" alt="" style="display:block;width:1px;height:1px;border:0">'
 
 
@@ -220,7 +221,8 @@ class _Reading:
         self.left -= 1
         target = self.link(url)
         if target != url:
-            target = escape(target)
+            if _TO_ESCAPE.search(target):
+                target = escape(target)
             self.edits.append((start, stop, f'"{target}"' if quoting == "bare" else target))
 
 
