@@ -10,13 +10,18 @@ import httpx
 from tests.bench import sink as sinks
 from tests.dnsd import DnsServer
 from tests.domains import helpers as domains
-from tests.faults.house import House, Process
+from tests.faults.house import House, Process, eventually
 
 DOMAIN = "bench.test"
 SITE = "recipients.test"
 WORKER_PROCESSES = 2
 # Addresses that the tenant's mail spares; none of them is sent to.
 SUPPRESSIONS = 5000
+# What most subscribe to: how each mail ends, and what its reader does.
+EVENTS = [
+    f"message.{name}"
+    for name in ("delivered", "hard_bounced", "failed", "complained", "opened", "clicked", "unsubscribed", "suppressed")
+]
 SETTINGS = {
     # As many connections to the sink as Postfix has.
     "SITE_CONNECTIONS": "20",
@@ -43,11 +48,18 @@ class Postroad:
         return await self.house.worker(processes=WORKER_PROCESSES)
 
     async def watch(self, url: str) -> Process:
-        """Have every event posted to this URL from now on; the process that does it."""
+        """Have what becomes of mail posted to this URL from now on; the process that does it, once it is ready."""
         async with httpx.AsyncClient(base_url=self.house.base_url, trust_env=False, timeout=30) as client:
-            made = await client.post("/api/v1/webhooks", json={"url": url}, headers={"X-API-Key": self.key})
+            body = {"url": url, "events": EVENTS}
+            made = await client.post("/api/v1/webhooks", json=body, headers={"X-API-Key": self.key})
             assert made.status_code == 201, made.text
-        return self.house.start("webhooks")
+        process = self.house.start("webhooks")
+
+        async def is_ready() -> bool:
+            return "webhooks_ready" in process.said
+
+        await eventually(is_ready, timeout_seconds=30)
+        return process
 
     def processes(self, worker: Process) -> dict[str, int]:
         """The processes to look at, by name."""
