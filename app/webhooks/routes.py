@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Body, Depends, Query, Request
 
 from app.accounts.principal import Principal, Requires, Route, Scope
 from app.core import errors
@@ -108,11 +108,14 @@ async def delete_webhook(webhook_id: UUID, principal: Caller, session: Transacti
     responses=errors.responses(401, 403, 404, 409, 413, 422, 429),
 )
 async def rotate_secret(
-    webhook_id: UUID, principal: Caller, session: Transaction, once: OnceKey, body: schemas.RotateSecret | None = None
+    webhook_id: UUID,
+    body: Annotated[schemas.RotateSecret, Body(default_factory=schemas.RotateSecret)],
+    principal: Caller,
+    session: Transaction,
+    once: OnceKey,
 ) -> Envelope[schemas.WebhookSecretData]:
     await once.begin(principal.org_id, principal.id)
-    wanted = body or schemas.RotateSecret()
-    rotated = await service.rotate(session, principal.org_id, webhook_id, wanted.overlap_seconds)
+    rotated = await service.rotate(session, principal.org_id, webhook_id, body.overlap_seconds)
     return await once.remember(201, Envelope(data=rotated))
 
 
@@ -125,11 +128,15 @@ async def rotate_secret(
     "delivery in the answer to see what came of it. 409 `webhook_disabled` while it is off.",
     responses=errors.responses(401, 403, 404, 409, 413, 422, 429),
 )
-async def try_webhook(
-    webhook_id: UUID, principal: Caller, session: Transaction, once: OnceKey, body: schemas.TestEvent | None = None
+async def test_webhook(
+    webhook_id: UUID,
+    body: Annotated[schemas.TestEvent, Body(default_factory=schemas.TestEvent)],
+    principal: Caller,
+    session: Transaction,
+    once: OnceKey,
 ) -> Envelope[schemas.DeliveryData]:
     await once.begin(principal.org_id, principal.id)
-    queued = await service.test(session, principal.org_id, webhook_id, (body or schemas.TestEvent()).type)
+    queued = await service.test(session, principal.org_id, webhook_id, body.type)
     return await once.remember(202, Envelope(data=schemas.DeliveryData(delivery=queued)))
 
 
