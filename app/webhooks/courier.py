@@ -30,7 +30,7 @@ from app.webhooks.endpoint import FIRST_SHARE, Endpoint, Endpoints
 from app.webhooks.post import TIMEOUT_SECONDS, Attempt
 from app.webhooks.settle import Settler
 
-# Of the nice values, low enough to leave the processors to mail, and not so low as to be left without any.
+# Beside mail that takes all there is it gets a fiftieth; whatever mail leaves, it has.
 NICENESS = 19
 
 # What one process has in hand, and posts at once; of one organization.
