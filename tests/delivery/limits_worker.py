@@ -9,7 +9,6 @@ import contextlib
 import json
 import random
 import sys
-import time
 
 from app.core.config import get_settings
 from app.core.redis import connect
@@ -64,7 +63,7 @@ async def main(work: dict[str, object]) -> None:
             sending = connections(limits, work["port"], work["key"], work["limit"], work["mail_seconds"])
             tasks.append(asyncio.create_task(sending))
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(work["ends_at"] - time.time()):
+        async with asyncio.timeout(work["seconds"]):
             await asyncio.gather(*tasks)
 
 
