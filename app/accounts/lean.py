@@ -12,14 +12,12 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.accounts.principal import Requires, Route
 from app.core import problems
-from app.core.body import StrictRequest, parse
+from app.core.body import StrictRequest, parse, received
 from app.core.db import Database
 from app.core.idempotency import Once
 
@@ -38,7 +36,7 @@ class LeanRoute(Route):
 
         async def handle(request: StrictRequest) -> Response:
             principal = await requires.admit(request, _bearer(request), request.headers.get("x-api-key") or None)
-            body = _validated(adapter, await _received(request))
+            body = _validated(adapter, await received(request))
             database: Database = request.app.state.database
             async with database.transaction() as session:
                 once = Once(session, request, None)
@@ -51,14 +49,6 @@ class LeanRoute(Route):
 def _bearer(request: Request) -> str | None:
     scheme, credentials = get_authorization_scheme_param(request.headers.get("authorization"))
     return credentials if scheme.lower() == "bearer" and credentials else None
-
-
-async def _received(request: Request) -> bytes:
-    try:
-        return await request.body()
-    except ClientDisconnect as error:
-        # Nobody reads the answer; it is for the log, in which this is no failure of ours.
-        raise HTTPException(400, "The client went away before its request was complete.") from error
 
 
 def _validated(adapter: TypeAdapter[Any], octets: bytes) -> Any:

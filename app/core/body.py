@@ -3,7 +3,8 @@
 import json
 from typing import Any, NoReturn
 
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 
 
 class StrictRequest(Request):
@@ -12,6 +13,15 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body's value. Raises json.JSONDecodeError with a sentence that says what is wrong."""
         return parse(await self.body())
+
+
+async def received(request: Request) -> bytes:
+    """The body's octets. Raises HTTPException when the client goes away before all have come."""
+    try:
+        return await request.body()
+    except ClientDisconnect as error:
+        # Nobody reads the answer; it is for the log, in which this is no failure of ours.
+        raise HTTPException(400, "The client went away before its request was complete.") from error
 
 
 def parse(body: bytes) -> Any:

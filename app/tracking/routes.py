@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
+from app.core.body import received
 from app.core.db import Database, database
 from app.core.errors import responses
 from app.tracking import pages_html, service
@@ -131,11 +131,7 @@ def _page(html: str, status: int = 200) -> HTMLResponse:
 
 async def _form(request: Request) -> dict[str, str]:
     """The fields of the body. Whatever it is, a POST with a good token unsubscribes; only the page narrows it down."""
-    try:
-        octets = await request.body()
-    except ClientDisconnect as error:
-        # Nobody reads the answer; it is for the log, in which this is no failure of ours.
-        raise HTTPException(400, "The client went away before its request was complete.") from error
+    octets = await received(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == _MULTIPART:
         # Mail programs send it so too, and nothing but this one field.
