@@ -97,6 +97,18 @@ class FeedEvent:
     is_simulated: bool
     facts: dict[str, Any]
 
+    def told(self) -> dict[str, Any]:
+        """What the feed and webhooks both tell of it beside its facts, by the names of their fields."""
+        return {
+            "message_id": self.message_id,
+            "recipient": self.recipient,
+            "sequence": self.sequence,
+            "subject": self.subject,
+            "tags": self.tags,
+            "metadata": self.metadata,
+            "simulated": self.is_simulated,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class FeedPage:

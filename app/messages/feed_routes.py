@@ -71,16 +71,5 @@ async def list_events(
 
 
 def _show(event: feed.FeedEvent) -> schemas.FeedEventOut:
-    told = {
-        "id": event.id,
-        "type": event.type,
-        "timestamp": event.occurred_at,
-        "message_id": event.message_id,
-        "recipient": event.recipient,
-        "sequence": event.sequence,
-        "subject": event.subject,
-        "tags": event.tags,
-        "metadata": event.metadata,
-        "simulated": event.is_simulated,
-    }
-    return schemas.FeedEventOut(**(event.facts | told))
+    head = {"id": event.id, "type": event.type, "timestamp": event.occurred_at}
+    return schemas.FeedEventOut(**(event.facts | head | event.told()))

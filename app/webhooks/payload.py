@@ -22,16 +22,7 @@ def of_event(event: FeedEvent) -> str:
     facts = dict(event.facts)
     if "response" in facts:
         facts["mta_response"] = facts.pop("response")
-    data = facts | {
-        "event_id": event.id,
-        "message_id": event.message_id,
-        "recipient": event.recipient,
-        "sequence": event.sequence,
-        "subject": event.subject,
-        "tags": event.tags,
-        "metadata": event.metadata,
-        "simulated": event.is_simulated,
-    }
+    data = facts | {"event_id": event.id} | event.told()
     return render(type_of(event), event.occurred_at, data)
 
 
