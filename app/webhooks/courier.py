@@ -120,12 +120,13 @@ class Courier:
     async def _fan_out_once(self) -> bool:
         """Hand on a batch of each organization's events; whether there are more."""
         has_more = False
+        enough = Counter(endpoint.key[0] for endpoint in self._endpoints if endpoint.has_enough)
         async with self._database.bare() as connection:
             for org_id, webhooks in await fanout.organizations_with_news(connection):
                 if self._stopping.is_set():
                     break
                 # Events wait in the log as well as anywhere, and cost nothing there.
-                if sum(one.has_enough for one in self._endpoints if one.key[0] == org_id) >= webhooks:
+                if enough[org_id] >= webhooks:
                     continue
                 has_more = await self._hand_on(connection, org_id) or has_more
         return has_more
