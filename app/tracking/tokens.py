@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import hmac
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urlsplit
 from uuid import UUID
@@ -34,7 +35,7 @@ _HEAD_CHARACTERS = _HEAD_OCTETS * 4 // 3
 _MAX_CHARACTERS = _HEAD_CHARACTERS + -(-MAX_TARGET_CHARACTERS * 4 // 3)
 
 _URLSAFE = bytes.maketrans(b"+/", b"-_")
-_TARGET = re.compile(r"https?://(?![/?#\\])[!-~]+", re.ASCII | re.IGNORECASE)
+_TARGET = re.compile(r"[hH][tT][tT][pP][sS]?://(?![/?#\\])[!-~]++")
 _PARTS = re.compile(r"(https?://)([^/?#\\\x00-\x1f\x7f]*)([^\x00-\x1f\x7f]*)", re.IGNORECASE)
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 
@@ -98,8 +99,14 @@ def read_unsubscribe(token: str) -> tuple[UUID, UUID] | None:
 
 
 def _sign(kind: str, ids: bytes, target: bytes) -> str:
-    tag = hashlib.blake2b(ids + target, digest_size=_TAG_OCTETS, key=crypto.derive_key(kind)).digest()
-    return binascii.b2a_base64(ids + tag + target, newline=False).translate(_URLSAFE, b"=").decode()
+    mac = _keyed(kind).copy()
+    mac.update(ids + target)
+    return binascii.b2a_base64(ids + mac.digest() + target, newline=False).translate(_URLSAFE, b"=").decode()
+
+
+@lru_cache(maxsize=8)
+def _keyed(kind: str) -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=_TAG_OCTETS, key=crypto.derive_key(kind))
 
 
 def _read_ids(kind: str, token: str) -> tuple[UUID, UUID] | None:
