@@ -182,8 +182,7 @@ class Lanes:
             if secured is None:
                 return
             if content is None:
-                assert held.prepared is not None  # noqa: S101 - the engine adds no other
-                content = await held.prepared.octets(held.claimed.delivery_id)
+                content = await lane.octets(held)
             # The permit is taken with the connection at hand: it is good for a second only.
             if not await self._permitted(lane, held):
                 return

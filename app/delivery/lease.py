@@ -56,7 +56,7 @@ class Held:
 
     There is one for a delivery, whatever happens: when a lease ends while the attempt goes on and this worker claims
     the delivery again, the attempt goes on under the new claim. `taken`: it counts against a warm-up, and nothing of it
-    has been transmitted yet.
+    has been transmitted yet. `octets`: the signed mail, when it was composed ahead of its turn.
     """
 
     claimed: Claimed
@@ -65,12 +65,18 @@ class Held:
     prepared: Prepared | None = None
     gate: Gate | None = None
     taken: Taken | None = None
+    octets: bytes | None = None
 
     @property
     def is_expired(self) -> bool:
         """Whether its sender wants it no longer to be sent."""
         expires_at = self.claimed.expires_at
         return expires_at is not None and expires_at <= datetime.now(UTC)
+
+    async def compose(self) -> None:
+        """Make `octets`. Raises what composing raises."""
+        assert self.prepared is not None  # noqa: S101 - the engine lets no other leave
+        self.octets = await self.prepared.octets(self.claimed.delivery_id)
 
     def may_send(self) -> bool:
         """The fence, asked before the content and before its final dot."""
