@@ -19,8 +19,6 @@ MAX_RETRY_AFTER_SECONDS = 86_400.0
 _READ_BYTES = 16 * 1024
 _KEPT_BYTES = 1024
 _GONE = 410
-# Too Many Requests, Service Unavailable: what a Retry-After goes with (RFC 9110 §10.2.3, RFC 6585 §4).
-_LATER = {429, 503}
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -95,7 +93,7 @@ class Lines:
     async def _exchange(self, headers: Mapping[str, str], payload: bytes, attempt: Attempt) -> None:
         connection, response = await self._ask(headers, payload)
         attempt.status_code = response.status_code
-        if response.status_code in _LATER:
+        if not attempt.has_succeeded and not attempt.is_gone:
             attempt.retry_after_seconds = retry_after_seconds(
                 response.headers.get("Retry-After", ""), attempt.started_at
             )
@@ -142,7 +140,7 @@ def retry_after_seconds(retry_after: str, now: datetime) -> float | None:
         return min(float(retry_after[:10]), MAX_RETRY_AFTER_SECONDS)
     try:
         moment = parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
