@@ -54,8 +54,12 @@ class Target:
 
     def request(self, method: str, headers: Mapping[str, str], content: bytes = b"") -> httpx.Request:
         """A request that asks for no compression."""
-        fields = {"Accept-Encoding": "identity", "User-Agent": "Postroad", **headers}
-        return httpx.Request(method, self.url, headers=fields, content=content)
+        host = self.url.netloc.decode("ascii")
+        fields = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "Postroad", **headers}
+        if content:
+            fields["Content-Length"] = str(len(content))
+        # As a stream: to look at content httpx takes longer than for all the rest.
+        return httpx.Request(method, self.url, headers=fields, stream=httpx.ByteStream(content))
 
 
 def check_url(url: str, *, allow_private: bool) -> Target:
@@ -185,23 +189,23 @@ class Connection(httpx.AsyncBaseTransport, asyncio.Protocol):
         """Send a request to the target; its answer, of which `read` reads the body. Raises WebError."""
         self.was_heard = False
         try:
-            self._send(request)
+            self._send(request, await request.aread())
             for _ in range(_HEADS_MAX):
                 head = await self.next_event()
                 if isinstance(head, h11.Response):
-                    return httpx.Response(head.status_code, headers=list(head.headers), stream=_Body(self))
+                    return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=_Body(self))
             raise WebError(f"{self.target.host} does not come to its answer.")
         except BaseException:
             self.close()
             raise
 
-    def _send(self, request: httpx.Request) -> None:
+    def _send(self, request: httpx.Request, content: bytes) -> None:
         # In one piece: each write is a call to the system, and a record of TLS.
         said = [
             self._http.send(
                 h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
             ),
-            self._http.send(h11.Data(data=request.content)),
+            self._http.send(h11.Data(data=content)),
             self._http.send(h11.EndOfMessage()),
         ]
         # It is small, so it may wait there for as long as the whole exchange may take.
@@ -291,13 +295,14 @@ class _Body(httpx.AsyncByteStream):
 async def read(response: httpx.Response, max_bytes: int) -> bytes:
     """An answer's body, or its beginning: more than `max_bytes` when it is longer. Raises WebError."""
     content = bytearray()
+    stream = cast(httpx.AsyncByteStream, response.stream)
     try:
-        async for chunk in cast(httpx.AsyncByteStream, response.stream):
+        async for chunk in stream:
             content += chunk
             if len(content) > max_bytes:
                 break
     finally:
-        await response.aclose()
+        await stream.aclose()
     return bytes(content)
 
 
