@@ -201,13 +201,8 @@ class Connection(httpx.AsyncBaseTransport, asyncio.Protocol):
 
     def _send(self, request: httpx.Request, content: bytes) -> None:
         # In one piece: each write is a call to the system, and a record of TLS.
-        said = [
-            self._http.send(
-                h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-            ),
-            self._http.send(h11.Data(data=content)),
-            self._http.send(h11.EndOfMessage()),
-        ]
+        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+        said = [self._http.send(event) for event in (head, h11.Data(data=content), h11.EndOfMessage())]
         # It is small, so it may wait there for as long as the whole exchange may take.
         if not self._has_ended:
             self._transport.write(b"".join(filter(None, said)))
