@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import httpx
+
 from app.core.config import Settings
-from app.core.web import Answer, Connection, Resolve, Target, Web, WebError
+from app.core.web import Connection, Resolve, Target, Web, WebError, read
 
 MAX_FETCHES_AT_ONCE = 50
 
@@ -47,20 +49,21 @@ class Fetcher:
 
 
 async def _fetch(connection: Connection, *, max_bytes: int, accept: Collection[str]) -> Fetched:
-    answer = await connection.ask("GET", {"Accept": ", ".join(accept), "Connection": "close"})
-    media_type = _checked_type(connection.target, answer, accept)
-    content = await connection.read(answer, max_bytes)
+    request = connection.target.request("GET", {"Accept": ", ".join(accept), "Connection": "close"})
+    response = await connection.handle_async_request(request)
+    media_type = _checked_type(connection.target, response, accept)
+    content = await read(response, max_bytes)
     if len(content) > max_bytes:
         raise WebError(f"It is larger than {max_bytes:,} bytes.")
     return Fetched(content, media_type)
 
 
-def _checked_type(target: Target, answer: Answer, accept: Collection[str]) -> str:
-    if answer.status != 200:
-        raise WebError(f"{target.host} answered {answer.status}; only 200 will do.")
-    if answer.headers.get("content-encoding", "identity").strip().lower() != "identity":
+def _checked_type(target: Target, response: httpx.Response, accept: Collection[str]) -> str:
+    if response.status_code != 200:
+        raise WebError(f"{target.host} answered {response.status_code}; only 200 will do.")
+    if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise WebError(f"{target.host} sent a compressed answer, which was not asked for.")
-    media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type: str = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in accept and "*/*" not in accept:
         raise WebError(f"{target.host} sent the media type {media_type[:100]!r}, not {' or '.join(accept)}.")
     return media_type

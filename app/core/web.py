@@ -4,19 +4,19 @@ The name is resolved once for a connection, the address checked, and the connect
 TLS is verified against the name: what the DNS says a moment later changes nothing. No redirects, no proxies, no
 compression, bounded bytes; whoever asks bounds the time.
 
-Connections are httpx's own (httpcore's), used without its pools and client: those take ten times the processor time.
+A connection is a transport of httpx's that is used without its client and pools: those take many times the processor
+time of an exchange.
 """
 
 import asyncio
 import ipaddress
 import re
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
-import httpcore
+import h11
 import httpx
 
 from app.core.config import Settings
@@ -28,9 +28,12 @@ _ADDRESSES_MAX = 3
 _PORTS = {"http": 80, "https": 443}
 # A last label of digits makes some readers take the whole for an IPv4 address in another spelling (WHATWG URL §3.5).
 _NUMERIC_END = re.compile(r"(^|\.)(0x[0-9a-f]*|[0-9]+)$", re.IGNORECASE)
+_HEAD_BYTES = 2**16
 # Of what came and was not asked for yet.
-_BUFFER_BYTES = 2**18
-_FAILURES = (httpcore.ProtocolError, httpcore.NetworkError, OSError)
+_UNREAD_BYTES = 2**18
+# Heads of an answer: interim ones (1xx), and the last.
+_HEADS_MAX = 10
+_DONE = {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 
@@ -43,12 +46,20 @@ class WebError(Exception):
 class Target:
     """A URL that was checked. `host` is as people write it, `name` as the DNS and TLS do."""
 
-    url: httpcore.URL
+    url: httpx.URL
     host: str
     name: str
     port: int
     is_tls: bool
-    host_header: bytes
+
+    def request(self, method: str, headers: Mapping[str, str], content: bytes = b"") -> httpx.Request:
+        """A request that asks for no compression."""
+        host = self.url.netloc.decode("ascii")
+        fields = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "Postroad", **headers}
+        if content:
+            fields["Content-Length"] = str(len(content))
+        # As a stream: to look at content httpx takes longer than for all the rest.
+        return httpx.Request(method, self.url, headers=fields, stream=httpx.ByteStream(content))
 
 
 def check_url(url: str, *, allow_private: bool) -> Target:
@@ -70,14 +81,7 @@ def check_url(url: str, *, allow_private: bool) -> Target:
     known = _known_addresses(name)
     if known is not None:
         _allowed(known, parsed.host, allow_private=allow_private)
-    return Target(
-        url=httpcore.URL(scheme=parsed.raw_scheme, host=parsed.raw_host, port=port, target=parsed.raw_path),
-        host=parsed.host,
-        name=name,
-        port=port,
-        is_tls=parsed.scheme == "https",
-        host_header=parsed.netloc,
-    )
+    return Target(url=parsed, host=parsed.host, name=name, port=port, is_tls=parsed.scheme == "https")
 
 
 def _parsed(url: str) -> httpx.URL:
@@ -85,8 +89,8 @@ def _parsed(url: str) -> httpx.URL:
         raise WebError(f"The URL is longer than {MAX_URL_CHARACTERS} characters.")
     try:
         parsed = httpx.URL(url)
-        # A-labels are decoded, and found wrong, only when they are read.
-        _ = parsed.host
+        # Both are decoded, and found wrong, only when they are read.
+        _ = parsed.host, parsed.raw_host
     except (httpx.InvalidURL, UnicodeError, ValueError) as error:
         raise WebError("The URL is not valid.") from error
     return parsed
@@ -145,125 +149,116 @@ class Web:
         for address in addresses:
             try:
                 async with asyncio.timeout(timeout_seconds / (len(addresses) + 1)):
-                    return Connection(target, await self._open(target, address))
+                    return await self._open(target, address)
             except OSError as error:
                 failure = error
         raise WebError(f"{target.host} cannot be reached: {_reason(failure)}.") from failure
 
-    async def _open(self, target: Target, address: str) -> "_Wire":
-        _, wire = await asyncio.get_running_loop().create_connection(
-            _Wire,
+    async def _open(self, target: Target, address: str) -> "Connection":
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(target),
             address,
             target.port,
             ssl=self._tls if target.is_tls else None,
             server_hostname=target.name if target.is_tls else None,
         )
-        return wire
+        return connection
 
 
-@dataclass(slots=True)
-class Answer:
-    """The head of an answer, names of fields in lower case; the rest is read by `Connection.read`."""
+class Connection(httpx.AsyncBaseTransport, asyncio.Protocol):
+    """One connection, on which one exchange follows the other. Time-outs are the caller's."""
 
-    status: int
-    headers: dict[str, str]
-    response: httpcore.Response = field(repr=False)
-
-
-class Connection:
-    """One connection, for one exchange after the other: `ask`, then `read`. Whoever does not read closes it."""
-
-    def __init__(self, target: Target, wire: "_Wire") -> None:
+    def __init__(self, target: Target) -> None:
         self.target = target
-        self._wire = wire
-        self._http = httpcore.AsyncHTTP11Connection(target.url.origin, wire)
+        # Whether anything came back since the last request.
+        self.was_heard = False
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+        # Of what came, what has not been made sense of.
+        self._unread = 0
+        self._is_paused = False
+        self._has_ended = False
+        self._failure: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def is_reusable(self) -> bool:
         """Whether another exchange may follow: the last answer was read to its end, and the host holds the line."""
-        return self._http.is_idle() and not self._http.has_expired()
+        return self._http.our_state is h11.IDLE and not self._unread and not self._has_ended
 
-    @property
-    def was_heard(self) -> bool:
-        """Whether anything came back since the last question."""
-        return self._wire.was_heard
-
-    async def ask(self, method: str, headers: Mapping[str, str], content: bytes = b"") -> Answer:
-        """Send a request and return the head of the answer. Raises WebError."""
-        fields = {"Host": self.target.host_header, "Accept-Encoding": b"identity", "User-Agent": b"Postroad"}
-        fields |= {name: value.encode("ascii") for name, value in headers.items()}
-        if content:
-            fields["Content-Length"] = b"%d" % len(content)
-        request = httpcore.Request(
-            method, self.target.url, headers=cast(Any, list(_encoded(fields))), content=content or None
-        )
-        self._wire.was_heard = False
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request to the target; its answer, of which `read` reads the body. Raises WebError."""
+        self.was_heard = False
         try:
-            response = await self._http.handle_async_request(request)
-        except _FAILURES as error:
-            raise self._unread(error) from error
-        head = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-        return Answer(response.status, head, response)
+            self._send(request, await request.aread())
+            for _ in range(_HEADS_MAX):
+                head = await self.next_event()
+                if isinstance(head, h11.Response):
+                    return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=_Body(self))
+            raise WebError(f"{self.target.host} does not come to its answer.")
+        except BaseException:
+            self.close()
+            raise
 
-    async def read(self, answer: Answer, max_bytes: int) -> bytes:
-        """The answer's body, or its beginning: more than `max_bytes` when it is longer. Raises WebError."""
-        content = bytearray()
+    def _send(self, request: httpx.Request, content: bytes) -> None:
+        # In one piece: each write is a call to the system, and a record of TLS.
+        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+        said = [self._http.send(event) for event in (head, h11.Data(data=content), h11.EndOfMessage())]
+        # It is small, so it may wait there for as long as the whole exchange may take.
+        if not self._has_ended:
+            self._transport.write(b"".join(filter(None, said)))
+
+    async def next_event(self) -> object:
+        """What the host says next, as h11 has it. Raises WebError."""
         try:
-            # It is a generator, which is to be closed when it is left before its end.
-            stream = cast(AsyncGenerator[bytes, None], answer.response.aiter_stream())
-            async with aclosing(stream):
-                async for chunk in stream:
-                    content += chunk
-                    if len(content) > max_bytes:
-                        break
-        except _FAILURES as error:
-            raise self._unread(error) from error
-        finally:
-            await answer.response.aclose()
-        return bytes(content)
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                await self._more()
+        except (h11.ProtocolError, OSError) as error:
+            raise WebError(f"{self.target.host} could not be read: {_reason(error)}.") from error
+        if isinstance(event, h11.EndOfMessage) and self._http.states == _DONE:
+            self._unread = len(self._http.trailing_data[0])
+            self._http.start_next_cycle()
+        return event
+
+    async def _more(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._unread = 0
+        if self._is_paused and not self._has_ended:
+            self._is_paused = False
+            self._transport.resume_reading()
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
     def close(self) -> None:
         """Drop the connection at once, whatever is under way."""
-        self._wire.drop()
+        self._transport.abort()
 
-    def _unread(self, error: Exception) -> WebError:
+    async def aclose(self) -> None:
         self.close()
-        return WebError(f"{self.target.host} could not be read: {_reason(error)}.")
-
-
-def _encoded(fields: Mapping[str, bytes]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("ascii"), value) for name, value in fields.items()]
-
-
-class _Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """The octets of one connection, as httpcore wants them. Time-outs are the caller's."""
-
-    def __init__(self) -> None:
-        self._received = bytearray()
-        self._is_paused = False
-        self._ended = False
-        self._failure: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self.was_heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.was_heard = True
-        self._received += data
-        if len(self._received) > _BUFFER_BYTES and not self._is_paused:
+        self._unread += len(data)
+        if self._unread > _UNREAD_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
+        self._http.receive_data(data)
         self._wake()
 
-    def eof_received(self) -> bool:
-        self._ended = True
+    def eof_received(self) -> None:
+        self._has_ended = True
+        self._http.receive_data(b"")
         self._wake()
-        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ended = True
+        if exc is None:
+            self.eof_received()
+            return
+        # An answer that lasts until the connection ends is not whole then.
+        self._has_ended = True
         self._failure = exc
         self._wake()
 
@@ -271,35 +266,39 @@ class _Wire(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's own name
-        while not self._received and not self._ended:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        if not self._received and self._failure is not None:
-            raise self._failure
-        data = bytes(self._received[:max_bytes])
-        del self._received[:max_bytes]
-        if self._is_paused and not self._ended and len(self._received) <= _BUFFER_BYTES:
-            self._is_paused = False
-            self._transport.resume_reading()
-        return data
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - httpcore's own name
-        # What is sent is small, so it may wait in the transport for as long as the whole exchange may take.
-        if self._ended:
-            raise httpcore.WriteError
-        self._transport.write(buffer)
+class _Body(httpx.AsyncByteStream):
+    """The body of an answer. One that is left before its end takes its connection along."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        event = await self._connection.next_event()
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        self.drop()
+        if not self._connection.is_reusable:
+            self._connection.close()
 
-    def drop(self) -> None:
-        """End the connection without waiting for anybody."""
-        self._transport.abort()
 
-    def get_extra_info(self, info: str) -> Any:
-        # httpcore asks so whether an idle connection was ended, or has said something unasked.
-        return bool(self._received) or self._ended if info == "is_readable" else None
+async def read(response: httpx.Response, max_bytes: int) -> bytes:
+    """An answer's body, or its beginning: more than `max_bytes` when it is longer. Raises WebError."""
+    content = bytearray()
+    stream = cast(httpx.AsyncByteStream, response.stream)
+    try:
+        async for chunk in stream:
+            content += chunk
+            if len(content) > max_bytes:
+                break
+    finally:
+        await stream.aclose()
+    return bytes(content)
 
 
 def _reason(error: BaseException | None) -> str:
@@ -312,6 +311,4 @@ def _reason(error: BaseException | None) -> str:
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, TimeoutError):
         return "it does not answer"
-    return (
-        "its answer is malformed, or missing" if isinstance(error, httpcore.ProtocolError) else "the connection failed"
-    )
+    return "its answer is malformed, or missing" if isinstance(error, h11.ProtocolError) else "the connection failed"

@@ -26,7 +26,7 @@ from app.mail.dns import Resolver
 from app.messages.notices import SystemMailer
 from app.webhooks import due, fanout
 from app.webhooks.due import Job
-from app.webhooks.endpoint import FIRST_SHARE, Endpoint, Endpoints
+from app.webhooks.endpoint import FIRST_ROOM, Endpoint, Endpoints
 from app.webhooks.post import TIMEOUT_SECONDS, Attempt
 from app.webhooks.settle import Settler
 
@@ -37,6 +37,9 @@ NICENESS = 19
 _HELD_MAX = 5000
 _AT_ONCE_MAX = 1000
 _ORGANIZATION_AT_ONCE_MAX = 100
+# Of what is still free an organization gets so much at most, so that there is room for one more, however many take all
+# they may: a dynamic threshold, as switches share their buffers by (Choudhury and Hahne, 1998).
+_SHARE_OF_FREE = 0.25
 _CLAIM_BATCH = 500
 _CANCEL_BATCH = 2000
 _FAN_OUT_SECONDS = 0.2
@@ -75,6 +78,7 @@ class Courier:
         # Those whose organization has as much under way as it may.
         self._crowded: defaultdict[UUID, dict[Endpoint, None]] = defaultdict(dict)
         self._busy: Counter[UUID] = Counter()
+        self._at_once = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -132,7 +136,7 @@ class Courier:
         return has_more
 
     async def _hand_on(self, connection: asyncpg.Connection, org_id: UUID) -> bool:
-        budget = max(0, _HELD_MAX - len(self._held))
+        budget = max(0, int((_HELD_MAX - len(self._held)) * _SHARE_OF_FREE))
         try:
             handed = await fanout.hand_on(
                 connection, org_id, self._endpoints, budget=budget, lease_seconds=self._lease_seconds
@@ -176,7 +180,7 @@ class Courier:
             jobs = await due.claim(
                 connection,
                 rooms,
-                room=FIRST_SHARE,
+                room=FIRST_ROOM,
                 batch=batch,
                 lease_token=ids.new_id(),
                 lease_seconds=self._lease_seconds,
@@ -192,7 +196,7 @@ class Courier:
         counts = Counter(endpoint for endpoint, _ in taken)
         for endpoint in self._endpoints:
             # One that got less than it had room for has nothing more there.
-            if counts[endpoint] >= rooms.get(endpoint.key[1], FIRST_SHARE):
+            if counts[endpoint] >= rooms.get(endpoint.key[1], FIRST_ROOM):
                 endpoint.waiting = max(1, endpoint.waiting - counts[endpoint])
             elif len(jobs) < batch:
                 endpoint.waiting = 0
@@ -209,16 +213,19 @@ class Courier:
 
     def _begin(self) -> None:
         """Begin attempts, one endpoint after the other, while more may be under way."""
-        while self._turns and self._busy.total() < _AT_ONCE_MAX and not self._stopping.is_set():
+        while self._turns and self._at_once < _AT_ONCE_MAX and not self._stopping.is_set():
             endpoint = next(iter(self._turns))
             del self._turns[endpoint]
             org_id, _ = endpoint.key
             if not endpoint.may_begin:
                 continue
-            if self._busy[org_id] >= _ORGANIZATION_AT_ONCE_MAX:
+            share = int((_AT_ONCE_MAX - self._at_once) * _SHARE_OF_FREE)
+            if self._busy[org_id] >= max(1, min(share, _ORGANIZATION_AT_ONCE_MAX)):
+                # Something of it is under way then, at whose end it is tried again.
                 self._crowded[org_id][endpoint] = None
                 continue
             self._busy[org_id] += 1
+            self._at_once += 1
             self._start(self._attempt(endpoint, endpoint.next_job()))
             self._turns[endpoint] = None
 
@@ -249,6 +256,7 @@ class Courier:
 
     def _leave(self, org_id: UUID) -> None:
         """One attempt of an organization's less is under way."""
+        self._at_once -= 1
         self._busy[org_id] -= 1
         if not self._busy[org_id]:
             del self._busy[org_id]

@@ -14,8 +14,10 @@ from app.webhooks.post import Attempt, Lines
 # Attempts at one endpoint at once: few at one that nothing is known of, down to one at one that fails.
 MAX_AT_ONCE = 10
 _FIRST_AT_ONCE = 3
-# What is claimed for one that nothing is known of, and at most for one that is quick.
-FIRST_SHARE = 20
+# What is taken in hand for one that nothing is known of.
+FIRST_ROOM = 2 * _FIRST_AT_ONCE
+# For one that takes as much at once as it may, and at most for one that is quick.
+_FIRST_SHARE = 20
 _MAX_SHARE = 400
 _QUICK_SECONDS = 0.5
 _SLOW_SECONDS = 2.0
@@ -39,7 +41,7 @@ class Endpoint:
         self.waiting = 0
         self.success_noted_at: datetime | None = None
         self._limit = 1 if row.failing_since else _FIRST_AT_ONCE
-        self._share = FIRST_SHARE
+        self._share = _FIRST_SHARE
         self._filled_at = self._used_at = time.monotonic()
         self._resume_at = 0.0
         self.update(row)
@@ -113,7 +115,7 @@ class Endpoint:
         if took_seconds < _QUICK_SECONDS:
             self._share = min(2 * self._share, _MAX_SHARE)
         elif took_seconds > _SLOW_SECONDS:
-            self._share = max(self._share // 2, FIRST_SHARE)
+            self._share = max(self._share // 2, _FIRST_SHARE)
 
     def ended(self, attempt: Attempt | None) -> None:
         """An attempt has ended so; None: it was not made."""

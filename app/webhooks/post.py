@@ -8,17 +8,17 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import httpx
+
 from app.core.schemas import rfc3339
-from app.core.web import Answer, Connection, Web, WebError
+from app.core.web import Connection, Web, WebError, read
 
 TIMEOUT_SECONDS = 15.0
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 16 * 1024
 _KEPT_BYTES = 1024
 _GONE = 410
-# Too Many Requests, Service Unavailable: what a Retry-After goes with (RFC 9110 §10.2.3, RFC 6585 §4).
-_LATER = {429, 503}
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -91,24 +91,20 @@ class Lines:
             self._idle.pop().close()
 
     async def _exchange(self, headers: Mapping[str, str], payload: bytes, attempt: Attempt) -> None:
-        connection, answer = await self._ask(headers, payload)
-        try:
-            attempt.status_code = answer.status
-            if answer.status in _LATER:
-                attempt.retry_after_seconds = retry_after_seconds(
-                    answer.headers.get("retry-after", ""), attempt.started_at
-                )
-            content = await connection.read(answer, _READ_BYTES)
-            attempt.response = _storable(content[:_KEPT_BYTES])
-        except BaseException:
-            connection.close()
-            raise
+        connection, response = await self._ask(headers, payload)
+        attempt.status_code = response.status_code
+        if not attempt.has_succeeded and not attempt.is_gone:
+            attempt.retry_after_seconds = retry_after_seconds(
+                response.headers.get("Retry-After", ""), attempt.started_at
+            )
+        content = await read(response, _READ_BYTES)
+        attempt.response = _storable(content[:_KEPT_BYTES])
         if connection.is_reusable and not self._is_closed:
             self._idle.append(connection)
         else:
             connection.close()
 
-    async def _ask(self, headers: Mapping[str, str], payload: bytes) -> tuple[Connection, Answer]:
+    async def _ask(self, headers: Mapping[str, str], payload: bytes) -> tuple[Connection, httpx.Response]:
         """The head of the answer, on a connection that was kept or on a new one. Raises WebError."""
         while self._idle:
             kept = self._idle.pop()
@@ -116,22 +112,18 @@ class Lines:
                 kept.close()
                 continue
             try:
-                return kept, await _asked(kept, headers, payload)
+                return kept, await _posted(kept, headers, payload)
             except WebError:
                 # Ended by the host in the moment that it was used again.
                 if kept.was_heard:
                     raise
                 break
         connection = await self._web.connect(self._web.check(self.url), timeout_seconds=TIMEOUT_SECONDS)
-        return connection, await _asked(connection, headers, payload)
+        return connection, await _posted(connection, headers, payload)
 
 
-async def _asked(connection: Connection, headers: Mapping[str, str], payload: bytes) -> Answer:
-    try:
-        return await connection.ask("POST", headers, payload)
-    except BaseException:
-        connection.close()
-        raise
+async def _posted(connection: Connection, headers: Mapping[str, str], payload: bytes) -> httpx.Response:
+    return await connection.handle_async_request(connection.target.request("POST", headers, payload))
 
 
 def _judged(status: int) -> str | None:
@@ -148,7 +140,7 @@ def retry_after_seconds(retry_after: str, now: datetime) -> float | None:
         return min(float(retry_after[:10]), MAX_RETRY_AFTER_SECONDS)
     try:
         moment = parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

@@ -163,6 +163,8 @@ async def test_all_of_several_addresses_are_checked(settings, web, names):
             "https://web.example:x/",
             "https://[::1/",
             "https://xn--a/",
+            "https://xn--\x80/",
+            "https://a\x80b/",
             "https://a\r\nb/",
         ),
         *("https://web.example/\x00", "javascript:alert(1)", "https://" + "a" * 3000 + ".example/"),
