@@ -7,6 +7,10 @@ from pathlib import Path
 # Linux: while autogroup is on, a nice value counts among the processes of one session only, and the session's own value
 # among sessions (sched(7)).
 _AUTOGROUP = Path("/proc/self/autogroup")
+# Linux: nanoseconds that the main thread has run, and waited for a processor while it could have run.
+_SCHEDSTAT = Path("/proc/self/schedstat")
+_CROWDED_SHARE = 0.8
+_CROWDED_SECONDS = 0.05
 
 
 def be_nice(value: int) -> None:
@@ -15,3 +19,25 @@ def be_nice(value: int) -> None:
     if os.getsid(0) == os.getpid():
         with suppress(OSError):
             _AUTOGROUP.write_text(str(value))
+
+
+class Crowding:
+    """Whether the processors are full, as a nice process sees it: it waits for one far longer than it runs."""
+
+    def __init__(self) -> None:
+        self._ran_seconds, self._waited_seconds = _scheduled()
+
+    def look(self) -> bool:
+        """Whether they were full since the last look. Never where the system does not tell."""
+        ran, waited = _scheduled()
+        ran_seconds, waited_seconds = ran - self._ran_seconds, waited - self._waited_seconds
+        self._ran_seconds, self._waited_seconds = ran, waited
+        return waited_seconds > max(_CROWDED_SECONDS, _CROWDED_SHARE * (ran_seconds + waited_seconds))
+
+
+def _scheduled() -> tuple[float, float]:
+    """Seconds that this process has (run, waited to run)."""
+    with suppress(OSError, ValueError):
+        ran, waited, _ = _SCHEDSTAT.read_text().split()
+        return int(ran) / 1e9, int(waited) / 1e9
+    return 0.0, 0.0

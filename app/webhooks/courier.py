@@ -9,7 +9,7 @@ import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Coroutine, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from app.core.config import Settings
 from app.core.crypto import UnsealError
 from app.core.db import DATABASE_ERRORS, Database, is_away
 from app.core.memory import collect_rarely
+from app.core.priority import Crowding
 from app.core.web import Web
 from app.mail.dns import Resolver
 from app.messages.notices import SystemMailer
@@ -43,6 +44,10 @@ _SHARE_OF_FREE = 0.25
 _CLAIM_BATCH = 500
 _CANCEL_BATCH = 2000
 _FAN_OUT_SECONDS = 0.2
+# While the processors are full: so few of an organization's events are handed on, so seldom, until they are that old.
+_CROWDED_BATCH = 50
+_CROWDED_SECONDS = 1.0
+_LATE = timedelta(minutes=1)
 _POLL_SECONDS = 0.5
 _CLAIM_INTERVAL_SECONDS = 0.02
 _UPKEEP_SECONDS = 1.0
@@ -79,6 +84,8 @@ class Courier:
         self._crowded: defaultdict[UUID, dict[Endpoint, None]] = defaultdict(dict)
         self._busy: Counter[UUID] = Counter()
         self._at_once = 0
+        self._crowding = Crowding()
+        self._is_crowded = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -118,7 +125,9 @@ class Courier:
                 _warn("fan_out_failed", error)
                 await self._rest(_BACKOFF_SECONDS)
                 continue
-            if not has_more:
+            if self._is_crowded:
+                await self._rest(_CROWDED_SECONDS)
+            elif not has_more:
                 await self._rest(_FAN_OUT_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311
 
     async def _fan_out_once(self) -> bool:
@@ -139,7 +148,12 @@ class Courier:
         budget = max(0, int((_HELD_MAX - len(self._held)) * _SHARE_OF_FREE))
         try:
             handed = await fanout.hand_on(
-                connection, org_id, self._endpoints, budget=budget, lease_seconds=self._lease_seconds
+                connection,
+                org_id,
+                self._endpoints,
+                limit=_CROWDED_BATCH if self._is_crowded else fanout.BATCH,
+                budget=budget,
+                lease_seconds=self._lease_seconds,
             )
         except Exception as error:
             if is_away(error):
@@ -149,6 +163,8 @@ class Courier:
             return False
         for endpoint, count in handed.left.items():
             endpoint.waiting += count
+        if handed.age > _LATE:
+            self._is_crowded = False
         self._take(handed.jobs)
         return handed.has_more
 
@@ -298,6 +314,7 @@ class Courier:
         """Each second: learn how webhooks are set now, cancel what waits for those that are off, forget the idle."""
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
+            self._is_crowded = self._crowding.look()
             try:
                 await self._refresh()
                 async with self._database.bare() as connection:

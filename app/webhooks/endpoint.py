@@ -24,8 +24,8 @@ _SLOW_SECONDS = 2.0
 # An endpoint's wish to be left alone holds for all its deliveries, but a process remembers it no longer than this.
 _MAX_PAUSE_SECONDS = 3600.0
 _IDLE_SECONDS = 60.0
-# Some seconds' work for one that is quick.
-_ENOUGH = 2000
+# What is taken in hand at once for one that is quick.
+_ENOUGH = _MAX_SHARE
 
 
 class Endpoint:

@@ -22,7 +22,7 @@ from app.webhooks import payload
 from app.webhooks.due import EndpointRow, Job
 from app.webhooks.endpoint import Endpoint, Endpoints
 
-_BATCH = 500
+BATCH = 500
 # Events of types that nobody wants are passed over this many at a time.
 _SCAN = 2000
 _ORGANIZATIONS = 200
@@ -62,15 +62,16 @@ _COLUMNS = (
 @dataclass(frozen=True, slots=True)
 class Handed:
     """What came of handing on one batch: deliveries in this process's hands, how many others wait in the database for
-    each endpoint, and whether there are more events.
+    each endpoint, whether there are more events, and how old the first of these was.
     """
 
     jobs: list[tuple[Endpoint, Job]]
     left: Counter[Endpoint]
     has_more: bool
+    age: timedelta
 
 
-_NOTHING = Handed([], Counter(), has_more=False)
+_NOTHING = Handed([], Counter(), has_more=False, age=timedelta())
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,9 @@ async def organizations_with_news(connection: asyncpg.Connection) -> list[tuple[
 
 
 async def hand_on(
-    connection: asyncpg.Connection, org_id: UUID, endpoints: Endpoints, *, budget: int, lease_seconds: float
+    connection: asyncpg.Connection, org_id: UUID, endpoints: Endpoints, *, limit: int, budget: int, lease_seconds: float
 ) -> Handed:
-    """Hand on an organization's next events: a delivery for each webhook that wants one.
+    """Hand on an organization's next events, at most `limit`: a delivery for each webhook that wants one.
 
     Up to `budget` of them are in this process's hands then, the others are due. Nothing while another process is
     about it. Raises DATABASE_ERRORS.
@@ -109,7 +110,7 @@ async def hand_on(
         subscribers = [_subscriber(row, endpoints, unborn) for row in rows]
         if not subscribers:
             return _NOTHING
-        wanted = feed.Wanted(_BATCH, _SCAN, types=_types(subscribers))
+        wanted = feed.Wanted(limit, _SCAN, types=_types(subscribers))
         page = await feed.read(connection, org_id, feed.Position(tx, event_id), feed.Horizon(below, unborn), wanted)
         deliveries = _Deliveries(org_id, now, budget, timedelta(seconds=lease_seconds), leased_until)
         for event in page.events:
@@ -118,7 +119,8 @@ async def hand_on(
             table = "webhook_deliveries"
             await connection.copy_records_to_table(table, records=deliveries.records, columns=_COLUMNS)
         await connection.execute(_MOVE, org_id, page.next.tx, page.next.event_id)
-    return Handed(deliveries.jobs, deliveries.left, page.has_more)
+    age = now - page.events[0].occurred_at if page.events else timedelta()
+    return Handed(deliveries.jobs, deliveries.left, page.has_more, age)
 
 
 def _subscriber(row: asyncpg.Record, endpoints: Endpoints, unborn: int) -> _Subscriber:

@@ -108,8 +108,10 @@ class Settler:
         ill = {one for one in failures - successes if one.failing_since is None}
         if well or ill:
             async with self._database.bare() as connection:
-                await due.succeeded(connection, {one.key: now for one in sorted(well, key=_rank)})
-                await due.failed(connection, {one.key: now for one in sorted(ill, key=_rank)})
+                if well:
+                    await due.succeeded(connection, {one.key: now for one in sorted(well, key=_rank)})
+                if ill:
+                    await due.failed(connection, {one.key: now for one in sorted(ill, key=_rank)})
         for endpoint in well:
             endpoint.failing_since, endpoint.success_noted_at = None, now
         for endpoint in ill:
