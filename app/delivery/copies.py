@@ -31,12 +31,9 @@ class Unsigned:
 
 
 class Copies:
-    """A message with what makes its copies. `base_url`: where its links lead.
+    """A message with what makes its copies. `base_url`: where its links lead. Raises what composing raises."""
 
-    Raises what composing raises. Making one is the work of a whole mail, unless bodies differ.
-    """
-
-    __slots__ = ("_base_url", "_content", "_has_list_fields", "_mail", "_shared", "_untracked", "smtputf8")
+    __slots__ = ("_base_url", "_content", "_differ", "_has_list_fields", "_mail", "_shared", "_untracked", "smtputf8")
 
     def __init__(self, content: Content, mail: compose.Mail, base_url: str) -> None:
         self.smtputf8 = compose.needs_smtputf8(mail)
@@ -46,24 +43,30 @@ class Copies:
         self._has_list_fields = not content.notice and not own
         # A sender's own way to unsubscribe stays as it is in the bodies too.
         self._untracked = frozenset("".join(url.split()) for value in own for url in _LIST_URL.findall(value))
-        self._mail: compose.Mail | None = None
+        self._differ = _differ(content, mail)
+        self._mail: compose.Mail | None = mail
         self._shared: Unsigned | None = None
-        if _differ(content, mail):
-            self._mail = mail
-        else:
-            self._shared = _unsigned(mail)
 
-    @property
-    def is_composed(self) -> bool:
-        """Whether the work of a whole mail is done for all copies together."""
-        return self._shared is not None
+    def share(self) -> None:
+        """Do now what is done for all copies together: the work of a whole mail, unless their bodies differ."""
+        if not self._differ:
+            self.unsigned(self._mail)
 
-    def unsigned(self, delivery_id: UUID) -> Unsigned:
-        """The copy without its signatures and its own fields."""
-        if self._mail is None:
-            assert self._shared is not None  # noqa: S101 - one of the two is always there
+    def mail(self, delivery_id: UUID) -> compose.Mail | None:
+        """The copy before it is composed; None when that was done for all copies together."""
+        return self._personal(self._mail, delivery_id) if self._mail is not None and self._differ else self._mail
+
+    def unsigned(self, mail: compose.Mail | None) -> Unsigned:
+        """The copy of this `mail` without its signatures and its own fields."""
+        if self._shared is not None:
             return self._shared
-        return _unsigned(self._personal(self._mail, delivery_id))
+        assert mail is not None  # noqa: S101 - as long as nothing is shared
+        octets = compose.compose(mail)
+        head, _, body = octets.partition(b"\r\n\r\n")
+        unsigned = Unsigned(octets, head, dkim.body_hash(body))
+        if not self._differ:
+            self._shared, self._mail = unsigned, None
+        return unsigned
 
     def fields(self, delivery_id: UUID) -> bytes:
         """The copy's own header fields, to be put before the others; perhaps none."""
@@ -110,9 +113,3 @@ def _differ(content: Content, mail: compose.Mail) -> bool:
         or UNSUBSCRIBE_URL in html
         or UNSUBSCRIBE_URL in text
     )
-
-
-def _unsigned(mail: compose.Mail) -> Unsigned:
-    octets = compose.compose(mail)
-    head, _, body = octets.partition(b"\r\n\r\n")
-    return Unsigned(octets, head, dkim.body_hash(body))

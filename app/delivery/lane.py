@@ -6,15 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
+from app.delivery.content import AT_ONCE_BYTES, octets_together
 from app.delivery.egress import Way
 from app.delivery.lease import Held
 from app.delivery.routing import Route
 from app.delivery.security import Secured
 
-# Mails that are composed and signed one right after the other find all that takes in the processor's caches, and are
-# made a fifth sooner. So many of 10 KB hold everything else up for 8 ms.
-_AHEAD = 15
-_AHEAD_BYTES = 256 * 2**10
+# So many mails of 10 KB are made in 7 ms, in which nothing else of this process moves.
+_TOGETHER = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -62,25 +61,34 @@ class Lane:
 
     async def octets(self, held: Held) -> bytes:
         """The mail as it goes over the wire, of a delivery that was taken from here; those that come next are made
-        along with it. Raises what composing raises.
+        along with it, unless they are large. Raises what composing raises.
         """
-        if held.octets is None:
-            await held.compose()
-            await self._compose_ahead()
-        octets, held.octets = held.octets, None
-        assert octets is not None  # noqa: S101 - composed above, or ahead
-        return octets
+        made, held.octets = held.octets, None
+        assert held.prepared is not None  # noqa: S101 - the engine lets no other leave
+        if made is not None:
+            return made
+        coming = [] if held.prepared.is_large else self._coming(AT_ONCE_BYTES - held.claimed.size_bytes)
+        if coming:
+            together = [held, *coming]
+            # What goes wrong with one of them is told of when it is that one's turn.
+            with suppress(Exception):
+                wanted = [(one.prepared, one.claimed.delivery_id) for one in together if one.prepared is not None]
+                made, *others = octets_together(wanted)
+                for one, octets in zip(coming, others, strict=True):
+                    one.octets = octets
+                return made
+        return await held.prepared.octets(held.claimed.delivery_id)
 
-    async def _compose_ahead(self) -> None:
-        room_bytes = _AHEAD_BYTES
-        for coming in [*islice(chain(self.first, self.waiting), _AHEAD)]:
-            room_bytes -= coming.claimed.size_bytes
+    def _coming(self, room_bytes: int) -> list[Held]:
+        """Those that come next and were not composed yet."""
+        found = []
+        for held in islice(chain(self.first, self.waiting), _TOGETHER - 1):
+            room_bytes -= held.claimed.size_bytes
             if room_bytes < 0:
-                return
-            if coming.octets is None:
-                # One that cannot be composed is told of when it is its turn.
-                with suppress(Exception):
-                    await coming.compose()
+                break
+            if held.octets is None:
+                found.append(held)
+        return found
 
     def take_all(self) -> list[Held]:
         """All that wait."""

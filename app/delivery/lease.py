@@ -73,11 +73,6 @@ class Held:
         expires_at = self.claimed.expires_at
         return expires_at is not None and expires_at <= datetime.now(UTC)
 
-    async def compose(self) -> None:
-        """Make `octets`. Raises what composing raises."""
-        assert self.prepared is not None  # noqa: S101 - the engine lets no other leave
-        self.octets = await self.prepared.octets(self.claimed.delivery_id)
-
     def may_send(self) -> bool:
         """The fence, asked before the content and before its final dot."""
         return self.lease.is_held and not self.is_expired
