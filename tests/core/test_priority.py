@@ -1,6 +1,5 @@
 """Whether the processors are full, as one process that lets others go first sees it."""
 
-import os
 import subprocess
 import sys
 
