@@ -44,11 +44,11 @@ class Prepared:
     A copy's own octets are not kept: they are made when it has a connection to leave by.
     """
 
-    __slots__ = ("_composing", "_content", "_copies", "_signing", "is_large", "is_notice", "tags")
+    __slots__ = ("_composing", "_content", "_copies", "_is_large", "_signing", "is_notice", "tags")
 
     def __init__(self, content: Content, signing: Signing) -> None:
         self._content: Content | None = content
-        self.is_large = content.size_bytes > AT_ONCE_BYTES
+        self._is_large = content.size_bytes > AT_ONCE_BYTES
         self._signing = signing
         self._copies: Copies | None = None
         self._composing: asyncio.Task[None] | None = None
@@ -67,7 +67,7 @@ class Prepared:
 
     async def octets(self, delivery_id: UUID) -> bytes:
         """The signed mail of one copy: the same for every attempt but for its signatures."""
-        if not self.is_large:
+        if not self._is_large:
             return octets_together([(self, delivery_id)])[0]
         if self._composing is None:
             self._composing = asyncio.create_task(asyncio.to_thread(self._share))

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from app.delivery.content import AT_ONCE_BYTES, octets_together
+from app.delivery.content import AT_ONCE_BYTES, Prepared, octets_together
 from app.delivery.egress import Way
 from app.delivery.lease import Held
 from app.delivery.routing import Route
@@ -63,32 +63,27 @@ class Lane:
         """The mail as it goes over the wire, of a delivery that was taken from here; those that come next are made
         along with it, unless they are large. Raises what composing raises.
         """
-        made, held.octets = held.octets, None
-        assert held.prepared is not None  # noqa: S101 - the engine lets no other leave
-        if made is not None:
-            return made
-        coming = [] if held.prepared.is_large else self._coming(AT_ONCE_BYTES - held.claimed.size_bytes)
-        if coming:
-            together = [held, *coming]
-            # What goes wrong with one of them is told of when it is that one's turn.
+        if held.octets is None:
+            # What goes wrong with another one is told of when it is that one's turn.
             with suppress(Exception):
-                wanted = [(one.prepared, one.claimed.delivery_id) for one in together if one.prepared is not None]
-                made, *others = octets_together(wanted)
-                for one, octets in zip(coming, others, strict=True):
-                    one.octets = octets
-                return made
-        return await held.prepared.octets(held.claimed.delivery_id)
+                self._compose_together(held)
+        octets, held.octets = held.octets, None
+        assert held.prepared is not None  # noqa: S101 - the engine lets no other leave
+        return octets or await held.prepared.octets(held.claimed.delivery_id)
 
-    def _coming(self, room_bytes: int) -> list[Held]:
-        """Those that come next and were not composed yet."""
-        found = []
-        for held in islice(chain(self.first, self.waiting), _TOGETHER - 1):
-            room_bytes -= held.claimed.size_bytes
+    def _compose_together(self, held: Held) -> None:
+        """Compose a mail and those that come next, as far as they are small. Raises what composing raises."""
+        room_bytes = AT_ONCE_BYTES
+        together: list[tuple[Held, Prepared]] = []
+        for one in chain((held,), islice(chain(self.first, self.waiting), _TOGETHER - 1)):
+            room_bytes -= one.claimed.size_bytes
             if room_bytes < 0:
                 break
-            if held.octets is None:
-                found.append(held)
-        return found
+            if one.octets is None and one.prepared is not None:
+                together.append((one, one.prepared))
+        made = octets_together([(prepared, one.claimed.delivery_id) for one, prepared in together])
+        for (one, _), octets in zip(together, made, strict=True):
+            one.octets = octets
 
     def take_all(self) -> list[Held]:
         """All that wait."""
