@@ -9,8 +9,9 @@ from pathlib import Path
 _AUTOGROUP = Path("/proc/self/autogroup")
 # Linux: nanoseconds that the main thread has run, and waited for a processor while it could have run.
 _SCHEDSTAT = Path("/proc/self/schedstat")
-_CROWDED_SHARE = 0.8
-_CROWDED_SECONDS = 0.05
+# They are full when so much of the time that it could have run, and no less than that, went by in waiting.
+_FULL_SHARE = 0.8
+_FULL_SECONDS = 0.05
 
 
 def be_nice(value: int) -> None:
@@ -21,18 +22,18 @@ def be_nice(value: int) -> None:
             _AUTOGROUP.write_text(str(value))
 
 
-class Crowding:
+class Processors:
     """Whether the processors are full, as a nice process sees it: it waits for one far longer than it runs."""
 
     def __init__(self) -> None:
         self._ran_seconds, self._waited_seconds = _scheduled()
 
-    def look(self) -> bool:
-        """Whether they were full since the last look. Never where the system does not tell."""
+    def were_full(self) -> bool:
+        """Whether they were, since this was asked last. Never where the system does not tell."""
         ran, waited = _scheduled()
         ran_seconds, waited_seconds = ran - self._ran_seconds, waited - self._waited_seconds
         self._ran_seconds, self._waited_seconds = ran, waited
-        return waited_seconds > max(_CROWDED_SECONDS, _CROWDED_SHARE * (ran_seconds + waited_seconds))
+        return waited_seconds > max(_FULL_SECONDS, _FULL_SHARE * (ran_seconds + waited_seconds))
 
 
 def _scheduled() -> tuple[float, float]:

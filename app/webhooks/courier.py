@@ -21,7 +21,7 @@ from app.core.config import Settings
 from app.core.crypto import UnsealError
 from app.core.db import DATABASE_ERRORS, Database, is_away
 from app.core.memory import collect_rarely
-from app.core.priority import Crowding
+from app.core.priority import Processors
 from app.core.web import Web
 from app.mail.dns import Resolver
 from app.messages.notices import SystemMailer
@@ -45,8 +45,8 @@ _CLAIM_BATCH = 500
 _CANCEL_BATCH = 2000
 _FAN_OUT_SECONDS = 0.2
 # While the processors are full: so few of an organization's events are handed on, so seldom, until they are that old.
-_CROWDED_BATCH = 50
-_CROWDED_SECONDS = 1.0
+_FULL_BATCH = 50
+_FULL_SECONDS = 1.0
 _LATE = timedelta(minutes=1)
 _POLL_SECONDS = 0.5
 _CLAIM_INTERVAL_SECONDS = 0.02
@@ -83,9 +83,8 @@ class Courier:
         # Those whose organization has as much under way as it may.
         self._crowded: defaultdict[UUID, dict[Endpoint, None]] = defaultdict(dict)
         self._busy: Counter[UUID] = Counter()
-        self._at_once = 0
-        self._crowding = Crowding()
-        self._is_crowded = False
+        self._processors = Processors()
+        self._are_processors_full = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -125,8 +124,8 @@ class Courier:
                 _warn("fan_out_failed", error)
                 await self._rest(_BACKOFF_SECONDS)
                 continue
-            if self._is_crowded:
-                await self._rest(_CROWDED_SECONDS)
+            if self._are_processors_full:
+                await self._rest(_FULL_SECONDS)
             elif not has_more:
                 await self._rest(_FAN_OUT_SECONDS * random.uniform(0.7, 1.3))  # noqa: S311
 
@@ -151,7 +150,7 @@ class Courier:
                 connection,
                 org_id,
                 self._endpoints,
-                limit=_CROWDED_BATCH if self._is_crowded else fanout.BATCH,
+                limit=_FULL_BATCH if self._are_processors_full else fanout.BATCH,
                 budget=budget,
                 lease_seconds=self._lease_seconds,
             )
@@ -164,7 +163,7 @@ class Courier:
         for endpoint, count in handed.left.items():
             endpoint.waiting += count
         if handed.age > _LATE:
-            self._is_crowded = False
+            self._are_processors_full = False
         self._take(handed.jobs)
         return handed.has_more
 
@@ -229,19 +228,18 @@ class Courier:
 
     def _begin(self) -> None:
         """Begin attempts, one endpoint after the other, while more may be under way."""
-        while self._turns and self._at_once < _AT_ONCE_MAX and not self._stopping.is_set():
+        while self._turns and (free := _AT_ONCE_MAX - self._busy.total()) > 0 and not self._stopping.is_set():
             endpoint = next(iter(self._turns))
             del self._turns[endpoint]
             org_id, _ = endpoint.key
             if not endpoint.may_begin:
                 continue
-            share = int((_AT_ONCE_MAX - self._at_once) * _SHARE_OF_FREE)
-            if self._busy[org_id] >= max(1, min(share, _ORGANIZATION_AT_ONCE_MAX)):
+            share = min(int(free * _SHARE_OF_FREE), _ORGANIZATION_AT_ONCE_MAX)
+            if self._busy[org_id] >= max(1, share):
                 # Something of it is under way then, at whose end it is tried again.
                 self._crowded[org_id][endpoint] = None
                 continue
             self._busy[org_id] += 1
-            self._at_once += 1
             self._start(self._attempt(endpoint, endpoint.next_job()))
             self._turns[endpoint] = None
 
@@ -272,7 +270,6 @@ class Courier:
 
     def _leave(self, org_id: UUID) -> None:
         """One attempt of an organization's less is under way."""
-        self._at_once -= 1
         self._busy[org_id] -= 1
         if not self._busy[org_id]:
             del self._busy[org_id]
@@ -314,7 +311,7 @@ class Courier:
         """Each second: learn how webhooks are set now, cancel what waits for those that are off, forget the idle."""
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
-            self._is_crowded = self._crowding.look()
+            self._are_processors_full = self._processors.were_full()
             try:
                 await self._refresh()
                 async with self._database.bare() as connection:

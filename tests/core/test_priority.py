@@ -3,22 +3,24 @@
 import subprocess
 import sys
 
-_LOOK = """
+# The others end by themselves too, should this process be killed.
+_LOOK = r"""
 import os, subprocess, sys, time
-from app.core.priority import Crowding, be_nice
+from app.core.priority import Processors, be_nice
 
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-crowding = Crowding()
+processors = Processors()
 time.sleep(0.3)
-print(crowding.look())
-hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(2)]
+print(processors.were_full())
+busy = "import time; until = time.monotonic() + 20\nwhile time.monotonic() < until: pass"
+hogs = [subprocess.Popen([sys.executable, "-c", busy], start_new_session=True) for _ in range(2)]
 be_nice(19)
 time.sleep(0.5)
-crowding.look()
+processors.were_full()
 until = time.monotonic() + 1.5
 while time.monotonic() < until:
     pass
-print(crowding.look())
+print(processors.were_full())
 for hog in hogs:
     hog.kill()
 """
