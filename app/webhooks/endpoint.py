@@ -24,8 +24,6 @@ _SLOW_SECONDS = 2.0
 # An endpoint's wish to be left alone holds for all its deliveries, but a process remembers it no longer than this.
 _MAX_PAUSE_SECONDS = 3600.0
 _IDLE_SECONDS = 60.0
-# What is taken in hand at once for one that is quick.
-_ENOUGH = _MAX_SHARE
 
 
 class Endpoint:
@@ -72,7 +70,7 @@ class Endpoint:
     @property
     def has_enough(self) -> bool:
         """Whether so much waits for it that more need not be handed on yet."""
-        return self.waiting >= _ENOUGH
+        return self.waiting >= _MAX_SHARE
 
     @property
     def wants_more(self) -> bool:
