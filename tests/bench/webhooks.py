@@ -22,12 +22,12 @@ import asyncpg
 from app.core.ids import new_id
 from tests.bench import endpoint, load, mails, postroad, sink, usage
 from tests.faults.house import eventually
+from tests.faults.webhooks import COLUMNS
 
 MAILS = 2000
 WARM_UP_EVENTS = 1000
 TOGETHER = 50
 TIMEOUT_SECONDS = 120
-COLUMNS = ("org_id", "id", "message_id", "delivery_id", "type", "recipient", "occurred_at", "data")
 FACTS = json.dumps({"is_bot": False, "user_agent": "Mozilla/5.0", "ip": "192.0.2.1"})
 
 
