@@ -56,10 +56,14 @@ async def test_notes_survive_a_database_that_is_away(client, database, settings)
     assert await last_used_at(database, key) > datetime.now(UTC) - timedelta(minutes=1)
 
 
-async def test_a_key_deleted_meanwhile_does_no_harm(database):
+async def test_a_key_deleted_meanwhile_does_no_harm(client, database):
+    account = await register(client)
+    key, _ = await mint(client, account.headers)
     uses = LastUsed()
     uses.note(new_id(), new_id())
+    uses.note(account.org_id, key["id"])
     await uses.flush(database)
+    assert await last_used_at(database, key) is not None
 
 
 async def test_stopping_writes_what_is_left(client, database):

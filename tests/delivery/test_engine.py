@@ -83,6 +83,7 @@ async def test_one_tenants_tarpits_leave_room_for_the_others(
                 await asyncio.sleep(0.01)
             message_id = await other.send(f"grace@{site}")
             await settled(other, message_id, "delivered", timeout_seconds=1.8)
+            assert [mail.rcpt_to for mail in mx.mails] == [f"grace@{site}"]
         finally:
             engine.stop()
             await slow.stop()

@@ -159,3 +159,4 @@ async def test_a_failure_of_our_own_in_the_simulator_harms_no_other_mail(
     async with engines(settings):
         await settled(sender, ids[0], "delivered")
         await settled(sender, ids[1], "deferred")
+    assert [mail.rcpt_to for mail in mx.mails] == [f"ada@{site}"]

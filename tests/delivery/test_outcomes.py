@@ -100,6 +100,7 @@ async def test_a_domain_without_mx_is_its_own_host(
     name = new_domain("plain")
     dns.add(name, "A", "127.0.0.2")
     await settled(sender, await sender.send(f"ada@{name}"), "delivered")
+    assert [mail.rcpt_to for mail in mx.mails] == [f"ada@{name}"]
 
 
 async def test_hosts_are_tried_in_order_of_preference(

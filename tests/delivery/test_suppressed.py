@@ -214,3 +214,4 @@ async def test_only_a_bounce_keeps_back_a_notice(
         await settled(sender, ids["complaint"], "delivered")
         await settled(sender, ids["unsubscribe"], "delivered")
         await settled(sender, ids["hard_bounce"], "suppressed")
+    assert sorted(mail.rcpt_to for mail in mx.mails) == [f"complaint@{site}", f"unsubscribe@{site}"]
