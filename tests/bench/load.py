@@ -9,7 +9,6 @@ paths, one a line, that are asked for in turn.
 import asyncio
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -138,18 +137,16 @@ async def session(task: Task) -> AsyncIterator[Exchange]:
 
 async def in_process(task: Task) -> Result:
     """Run the task in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.load"]
-    # By a thread: asyncio's own way loses what a process says last when that is more than 128 KB.
-    ended = await asyncio.to_thread(
-        subprocess.run,
-        command,
-        input=json.dumps(dataclasses.asdict(task)).encode(),
-        stdout=subprocess.PIPE,
-        check=False,
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.bench.load"), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
-    assert ended.returncode == 0, "the load generator failed; its reason is above"
-    return Result(**json.loads(ended.stdout))
+    said, _ = await process.communicate(json.dumps(dataclasses.asdict(task)).encode())
+    assert process.returncode == 0, "the load generator failed; its reason is above"
+    return Result(**json.loads(said))
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(uvloop.run(run(Task(**json.load(sys.stdin)))))))
+    measured = dataclasses.asdict(uvloop.run(run(Task(**json.load(sys.stdin)))))
+    # Under PYTHONUNBUFFERED print loses what a pipe does not take at once.
+    with open(sys.stdout.fileno(), "w", closefd=False) as said:
+        json.dump(measured, said)
